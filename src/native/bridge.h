@@ -1,0 +1,55 @@
+// Tensors over the memory of arrays, and arrays over the memory of tensors.
+//
+// A plain object can be handed over by sharing its memory, and nobody needs to look closer. What is
+// not plain is Python's to decide; nothing here copies, warns or raises.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace ndtorch {
+
+// One dtype both sides can hold: every NumPy type number that means it, and torch's names for it.
+struct DtypeRow {
+  std::span<const int> numpy_numbers;
+  PyObject* numpy_dtype;
+  int scalar_type;
+  uint8_t dlpack_code;
+  uint8_t dlpack_bits;
+};
+
+// Loads NumPy's C API; false with a Python exception set.
+bool import_numpy();
+
+// Turns a direction on. Returns why it cannot be, or "". `accelerators` are the `__dict__`s of
+// torch.cuda and its like: while one says `_initialized`, to_numpy leaves tensors to Python,
+// because a device may still be copying into them.
+std::string enable_to_torch();
+std::string enable_to_numpy(PyObject* accelerators);
+
+// Replaces the dtype table.
+void set_dtypes(std::span<const DtypeRow> rows);
+
+// New references, or nullptr with no exception set where the object is not one to be shared here.
+PyObject* share(PyObject* array);                  // read-only arrays and subclasses too
+PyObject* alias(PyObject* tensor, bool writable);  // whatever the device is doing
+
+// The same for plain objects only, as `to_torch` and `to_numpy` share them: writable arrays, and
+// tensors whose array is read-only where a write would be unsound.
+bool is_plain_array(PyObject* object);
+bool is_plain_tensor(PyObject* object);
+PyObject* to_plain_tensor(PyObject* array);
+PyObject* to_plain_array(PyObject* tensor);
+
+// What must not be for the plain case: somebody else wants to see the call, or a device may be
+// writing into tensors.
+bool has_dispatch_modes();
+bool is_accelerator_in_use();
+
+// The tensor's address without unsharing a lazily cloned one; false where it is not known here.
+bool const_data_ptr(PyObject* tensor, const void** out);
+
+}  // namespace ndtorch

@@ -1,0 +1,91 @@
+#include "memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cinttypes>
+#include <cstdio>
+#include <fstream>
+#include <string_view>
+#if defined(__linux__)
+#include <sys/sysmacros.h>
+#endif
+
+#ifndef MAP_NORESERVE
+#define MAP_NORESERVE 0
+#endif
+
+namespace ndtorch {
+
+std::optional<PrivateMapping> map_private(const char* path, uint64_t offset, uint64_t nbytes,
+                                          FileId id) {
+  uint64_t end;
+  if (nbytes == 0 || __builtin_add_overflow(offset, nbytes, &end)) return std::nullopt;
+  // A name that became a FIFO must not block the open.
+  const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd < 0) return std::nullopt;
+  struct stat status;
+  std::optional<PrivateMapping> mapping;
+  if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
+      static_cast<uint64_t>(status.st_dev) == id.device &&
+      static_cast<uint64_t>(status.st_ino) == id.inode &&
+      static_cast<uint64_t>(status.st_size) >= end) {
+    const uint64_t lead = offset % static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    const size_t length = nbytes + lead;
+    void* start = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd,
+                       static_cast<off_t>(offset - lead));
+    if (start != MAP_FAILED) mapping = {static_cast<char*>(start) + lead, start, length};
+  }
+  close(fd);
+  return mapping;
+}
+
+void unmap(const PrivateMapping& mapping) { munmap(mapping.start, mapping.length); }
+
+#if defined(__linux__)
+namespace {
+
+// The kernel writes a line feed in a name as \012 and leaves all else as it is.
+std::string unescape(std::string_view name) {
+  constexpr std::string_view kLineFeed = "\\012";
+  std::string result;
+  for (size_t i = 0; i < name.size();) {
+    const bool escaped = name.substr(i, kLineFeed.size()) == kLineFeed;
+    result += escaped ? '\n' : name[i];
+    i += escaped ? kLineFeed.size() : 1;
+  }
+  return result;
+}
+
+}  // namespace
+
+std::optional<FileMapping> mapping_at(uint64_t address) {
+  std::ifstream maps("/proc/self/maps");
+  for (std::string line; std::getline(maps, line);) {
+    uint64_t start, end, offset, inode;
+    unsigned device_major, device_minor;
+    char access[5];
+    int name_at = -1;
+    const int fields =
+        std::sscanf(line.c_str(), "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %n",
+                    &start, &end, access, &offset, &device_major, &device_minor, &inode, &name_at);
+    if (fields != 7 || address < start || address >= end) continue;
+    const std::string_view name = std::string_view(line).substr(static_cast<size_t>(name_at));
+    // A file whose own name ends like a deleted one's is taken for deleted; that is the safe side.
+    if (!name.starts_with('/') || name.ends_with(" (deleted)") || inode == 0) return std::nullopt;
+    return FileMapping{.path = unescape(name),
+                       .offset = offset + (address - start),
+                       .id = {makedev(device_major, device_minor), inode},
+                       .nbytes = end - address,
+                       .shared = access[3] == 's',
+                       .writable = access[1] == 'w'};
+  }
+  return std::nullopt;
+}
+#else
+std::optional<FileMapping> mapping_at(uint64_t) { return std::nullopt; }
+#endif
+
+}  // namespace ndtorch

@@ -1,0 +1,42 @@
+// Private mappings of files, and which file is mapped at an address.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+
+namespace ndtorch {
+
+// Which file an open descriptor or a mapping shows: names can change hands, these two do not.
+struct FileId {
+  uint64_t device;
+  uint64_t inode;
+};
+
+// Bytes of a file in memory; `start` and `length` are what to give back to `unmap`.
+struct PrivateMapping {
+  void* data;
+  void* start;
+  size_t length;
+};
+
+// Maps bytes of `path` so that writes stay in this process. Nothing where the file is not `id`, is
+// too short or cannot be opened, or where `nbytes` is 0.
+std::optional<PrivateMapping> map_private(const char* path, uint64_t offset, uint64_t nbytes,
+                                          FileId id);
+void unmap(const PrivateMapping& mapping);
+
+struct FileMapping {
+  std::string path;
+  uint64_t offset;  // of the address, in the file
+  FileId id;
+  uint64_t nbytes;  // from the address to the end of the mapping
+  bool shared;
+  bool writable;
+};
+
+// Nothing for anonymous memory, a deleted file, and off Linux.
+std::optional<FileMapping> mapping_at(uint64_t address);
+
+}  // namespace ndtorch

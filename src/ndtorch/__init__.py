@@ -1,0 +1,46 @@
+"""The bridge between NumPy and PyTorch.
+
+Shares memory when that is sound, copies once when it is not, says which and why.
+"""
+
+from ._act import Masked
+from ._convert import explain, shares_memory, to_numpy, to_torch
+from ._doctor import doctor
+from ._errors import (
+    CopyRequiredError,
+    FormatError,
+    InvalidOptionError,
+    LossyCastError,
+    MissingDependencyError,
+    NdtorchError,
+    ShapeMismatchError,
+    UnsupportedDtypeError,
+    UnsupportedTypeError,
+)
+from ._plan import Plan
+from ._trace import trace
+
+__version__ = "0.1.0"
+__all__ = [
+    "CopyRequiredError",
+    "FormatError",
+    "InvalidOptionError",
+    "LossyCastError",
+    "Masked",
+    "MissingDependencyError",
+    "NdtorchError",
+    "Plan",
+    "ShapeMismatchError",
+    "UnsupportedDtypeError",
+    "UnsupportedTypeError",
+    "doctor",
+    "explain",
+    "shares_memory",
+    "to_numpy",
+    "to_torch",
+    "trace",
+]
+
+
+def __dir__() -> list[str]:
+    return __all__

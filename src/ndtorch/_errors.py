@@ -1,0 +1,128 @@
+"""Every error ndtorch raises.
+
+    NdtorchError
+    ├── CopyRequiredError       (ValueError)    sharing was demanded and is not sound
+    ├── UnsupportedTypeError    (TypeError)     the other side has nothing to hold this object
+    │   └── UnsupportedDtypeError (TypeError)   ... or this dtype
+    ├── LossyCastError          (ValueError)    a cast that ``casting`` does not allow
+    ├── ShapeMismatchError      (ValueError)    shapes that had to agree do not
+    ├── InvalidOptionError      (ValueError)    an option has no such value, or two exclude each other
+    ├── FormatError             (ValueError)    a file is not what it claims to be
+    └── MissingDependencyError  (ImportError)   an optional library is not installed
+
+Each also inherits the builtin that a caller would catch. The message is
+``subject: fact; expected X, got Y. Hint: the call that fixes it.`` and every fact in it is an attribute too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class NdtorchError(Exception):
+    """Base of all errors raised by ndtorch.
+
+    Attributes:
+        subject: Where it happened, usually the function that was called.
+        fact: What is wrong, with its value.
+        expected: What would have been right, or ``None``.
+        got: What was found instead, or ``None``.
+        hint: The exact call that helps, or ``None``.
+        path: Where in a structure the failing leaf sits, such as ``['image'][3]``; empty for a single array.
+        facts: Further facts by name (``index``, ``value``, ``dtype`` ...), each also readable as an attribute.
+
+    >>> from ndtorch import CopyRequiredError
+    >>> error = CopyRequiredError("to_torch", "it is read-only", hint="copy=None copies")
+    >>> str(error)
+    'to_torch: it is read-only. Hint: copy=None copies.'
+    >>> isinstance(error, ValueError)
+    True
+    """
+
+    def __init__(
+        self,
+        subject: str,
+        fact: str,
+        *,
+        expected: object = None,
+        got: object = None,
+        hint: str | None = None,
+        **facts: Any,
+    ) -> None:
+        self.subject = subject
+        self.fact = fact
+        self.expected = expected
+        self.got = got
+        self.hint = hint
+        self.path: str | None = ""  # ImportError has the attribute too, and may leave it None
+        self.facts = facts
+        super().__init__(self._message())
+
+    def _message(self) -> str:
+        text = f"{self.subject}: {self.fact}"
+        if self.expected is not None:
+            text += f"; expected {self.expected}, got {self.got}"
+        return f"{text}." if self.hint is None else f"{text}. Hint: {self.hint}."
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self.__dict__["facts"][name]
+        except KeyError:
+            raise AttributeError(f"{type(self).__name__} has no fact {name!r}") from None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception pickles only its args; worker processes need the facts as well.
+        return (_rebuild, (type(self), str(self), self.__dict__))
+
+    def at(self, path: str) -> NdtorchError:
+        """Say which leaf of a structure failed: put ``path`` before what is known, in one note."""
+        if path:
+            notes = self.__dict__.get("__notes__", [])
+            self.__notes__ = [note for note in notes if note != f"at source{self.path}"]
+            self.path = path + (self.path or "")
+            self.add_note(f"at source{self.path}")
+        return self
+
+
+def _rebuild(cls: type[NdtorchError], message: str, state: dict[str, Any]) -> NdtorchError:
+    error = cls.__new__(cls, message)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error
+
+
+class CopyRequiredError(NdtorchError, ValueError):
+    """Sharing memory was demanded where only a copy is sound; ``reason`` says why."""
+
+
+class UnsupportedTypeError(NdtorchError, TypeError):
+    """The other side has nothing that could hold this object."""
+
+
+class UnsupportedDtypeError(UnsupportedTypeError):
+    """The other side has nothing that could hold this dtype."""
+
+
+class LossyCastError(NdtorchError, ValueError):
+    """A cast that ``casting`` forbids; under ``exact`` it carries ``index`` and ``value``."""
+
+
+class ShapeMismatchError(NdtorchError, ValueError):
+    """Shapes that had to agree do not."""
+
+
+class InvalidOptionError(NdtorchError, ValueError):
+    """An option has no such value, or two options exclude each other."""
+
+
+class FormatError(NdtorchError, ValueError):
+    """A file is not what it claims to be."""
+
+
+class MissingDependencyError(NdtorchError, ImportError):
+    """An optional library that this call needs is not installed."""
+
+
+# Tracebacks and pickles show the public name.
+for _cls in (NdtorchError, *NdtorchError.__subclasses__(), *UnsupportedTypeError.__subclasses__()):
+    _cls.__module__ = "ndtorch"

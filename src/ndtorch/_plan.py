@@ -1,0 +1,251 @@
+"""Plan: decide, before a byte moves, whether memory is shared, and say why when it is not.
+
+`why_copy` is the one place that decides. Its text is the plan's reason, the error under ``copy=False``, the line that
+`explain` prints and the cell of the README's table, so they cannot disagree. ``""`` means that memory is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from ._drawing import plan_html, plan_text
+from ._errors import CopyRequiredError, NdtorchError
+from ._options import Options
+from ._refusals import why_refused
+from ._spec import Spec
+from ._targets import is_same_dtype, result_type, target_dtype
+
+Action = Literal[
+    "share",  # the same memory under the other library's type
+    "copy",  # one pass into fresh memory: row-major, native byte order, cast on the way
+    "copy distinct",  # the same for the elements that have memory of their own, then expanded
+    "map",  # a private copy-on-write mapping of the file behind a read-only memory map
+    "parse",  # read Python objects into numbers first
+    "parts",  # field by field, or data and mask
+    "refuse",  # raise `error`
+]
+
+READ_ONLY = "it is read-only"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a conversion would do and why. Made by `explain`; carried out by `to_torch` and `to_numpy`.
+
+    Attributes:
+        source: The described source.
+        options: The options of the call.
+        reason: Why bytes are copied or mapped; ``""`` exactly when `shares`.
+        action: What is done with this leaf.
+        dtype: Dtype of the result, by name.
+        shape: Sizes of the result.
+        nbytes_copied: Bytes written to fresh memory; 0 for a private mapping, which copies when written.
+        notes: What else the caller may want to know.
+        error: What the call would raise, or ``None``.
+        leaves: Plans of the leaves of a structure, by path such as ``['image'][3]``.
+    """
+
+    source: Spec
+    options: Options
+    reason: str
+    action: Action
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    nbytes_copied: int = 0
+    notes: tuple[str, ...] = ()
+    error: NdtorchError | None = None
+    leaves: Mapping[str, Plan] = field(default_factory=dict)
+
+    @property
+    def shares(self) -> bool:
+        """Whether the result is the source's own memory; for a structure, of every leaf."""
+        return not self.reason
+
+    def __str__(self) -> str:
+        return plan_text(self)
+
+    def _repr_html_(self) -> str:
+        return plan_html(self)
+
+
+def why_copy(spec: Spec, options: Options) -> str:
+    """Say why a conversion cannot share memory; ``""`` means that it can.
+
+    The first reason that applies is given; an empty source satisfies every wish.
+
+    >>> import numpy as np
+    >>> from ndtorch._spec import describe
+    >>> why_copy(describe(np.zeros(3)), Options(to="torch"))
+    ''
+    >>> why_copy(describe(np.zeros(3)[::-1]), Options(to="torch"))
+    'axis 0 has a negative stride (-8 bytes)'
+    """
+    if spec.form == "python":
+        return f"a Python {spec.text} has no array memory to share"
+    if spec.form == "object" and options.to == "torch":
+        return "its elements are Python objects"
+    if spec.size == 0:
+        return ""
+    if spec.is_scalar:
+        return "a NumPy scalar has no array memory to share"
+    reason = _why_asked(spec, options) or _why_values_differ(spec, options)
+    if not reason and options.to == "torch" and spec.library == "numpy":
+        reason = _why_layout(spec) or _why_read_only(spec, options)
+    return reason
+
+
+def _why_asked(spec: Spec, options: Options) -> str:
+    """The caller's own words: a copy, a device, a dtype."""
+    if options.copy:
+        return "copy=True was asked for"
+    if options.to == "numpy" and spec.device != "cpu":
+        return f"its memory is on {spec.device}, where NumPy cannot reach"
+    if options.device is not None and not _same_device(options.device, spec.device):
+        return f"device={options.device!r} was asked for and it is on {spec.device}"
+    target = target_dtype(spec, options)
+    if target is not None and not is_same_dtype(spec, target, options):
+        return f"{target.name} was asked for and it is {spec.text}"
+    return ""
+
+
+def _same_device(wanted: str, actual: str) -> bool:
+    """``cuda`` is any CUDA device, ``cuda:1`` is that one."""
+    return wanted == actual or (":" not in wanted and wanted == actual.split(":")[0])
+
+
+def _why_values_differ(spec: Spec, options: Options) -> str:
+    """Memory whose bytes do not yet mean what the source means."""
+    if spec.lazy and options.to == "numpy":
+        return f"its {spec.lazy} bit is set: memory holds other values than the tensor"
+    return ""
+
+
+def _why_layout(spec: Spec) -> str:
+    """What torch cannot address."""
+    if spec.swapped:
+        return "its bytes are in the other order"
+    for axis, (n, stride) in enumerate(zip(spec.view_shape, spec.strides, strict=True)):
+        if n > 1 and stride < 0:
+            return f"axis {axis} has a negative stride ({stride} bytes)"
+        if n > 1 and stride % spec.itemsize:
+            return f"axis {axis} has a stride of {stride} bytes, no multiple of the {spec.itemsize}-byte item"
+    return "" if spec.aligned else "it is unaligned: its address is no multiple of what its dtype needs"
+
+
+def _why_read_only(spec: Spec, options: Options) -> str:
+    return READ_ONLY if spec.readonly and options.readonly != "share" else ""
+
+
+def plan(spec: Spec, options: Options) -> Plan:
+    """Decide what happens to one described source."""
+    if spec.parts and spec.library != options.to and (spec.form != "masked" or options.masked == "split"):
+        return _plan_parts(spec, options)
+    error = why_refused(spec, options)
+    if error is not None:
+        return Plan(spec, options, error.fact, "refuse", error=error)
+    reason = why_copy(spec, options)
+    result = _planned(spec, options, reason)
+    return result if options.copy is not False else refuse_copy(result)
+
+
+def refuse_copy(planned: Plan) -> Plan:
+    """Under ``copy=False``: turn a reason to copy into the error that the call raises."""
+    if planned.shares:
+        return planned
+    options, spec = planned.options, planned.source
+    hint = "copy=None copies"
+    if planned.reason == READ_ONLY:
+        hint += ', readonly="share" insists'
+    error = CopyRequiredError(
+        options.subject,
+        f"cannot share memory with {spec}: {planned.reason}",
+        hint=hint,
+        reason=planned.reason,
+    )
+    return replace(planned, action="refuse", nbytes_copied=0, error=error)
+
+
+def _planned(spec: Spec, options: Options, reason: str) -> Plan:
+    dtype, shape = result_type(spec, options)
+    itemsize = dtype.itemsize if dtype is not None else 0
+    action: Action = "copy"
+    nbytes = spec.size * itemsize
+    if not reason:
+        action, nbytes = "share", 0
+    elif spec.form == "python" or (
+        spec.form == "object" and (options.to == "torch" or target_dtype(spec, options) is not None)
+    ):
+        action, nbytes = "parse", 0
+    elif reason == READ_ONLY and options.readonly == "error":
+        return _refuse_read_only(spec, options)
+    elif reason == READ_ONLY and spec.mapping is not None:
+        action, nbytes = "map", 0
+    elif options.to == "torch" and spec.library == "numpy" and spec.broadcast_axes:
+        action, nbytes = "copy distinct", spec.distinct * itemsize
+    name = "" if dtype is None else dtype.name
+    return Plan(spec, options, reason, action, name, shape, nbytes, _notes(spec, options, action, name))
+
+
+def _refuse_read_only(spec: Spec, options: Options) -> Plan:
+    error = CopyRequiredError(
+        options.subject,
+        f"cannot share memory with {spec}: {READ_ONLY}",
+        hint='readonly="copy" copies, readonly="share" insists',
+        reason=READ_ONLY,
+    )
+    return Plan(spec, options, READ_ONLY, "refuse", error=error)
+
+
+def _notes(spec: Spec, options: Options, action: Action, dtype: str) -> tuple[str, ...]:
+    notes = []
+    if options.to == "torch" and dtype in ("uint16", "uint32", "uint64"):
+        wider = {"uint16": "int32", "uint32": "int64", "uint64": "float64"}[dtype]
+        notes.append(f"torch computes little on {dtype}; dtype={wider!r} is computed on everywhere")
+    if action == "map":
+        notes.append("a private copy-on-write mapping of the same file: a page is copied when it is written")
+    if action == "copy distinct":
+        notes.append("broadcast axes stay expanded over one copy of the distinct elements")
+    if action == "share" and options.to == "torch" and spec.readonly:
+        notes.append("read-only memory shared at your word: writing through the tensor is undefined")
+    if action == "share" and options.to == "numpy" and is_protected(spec):
+        notes.append(
+            "the array is read-only: "
+            + ("autograd could not see a write" if spec.requires_grad else "one element stands for many")
+        )
+    return tuple(notes)
+
+
+def is_protected(spec: Spec) -> bool:
+    """Whether an array over this tensor must be read-only to be sound."""
+    return spec.requires_grad or bool(spec.broadcast_axes)
+
+
+def _plan_parts(spec: Spec, options: Options) -> Plan:
+    leaves = {}
+    for path, part in spec.parts.items():
+        leaves[path] = plan(part, options.without_dtype() if path == ".mask" else options)
+    notes = ("the mask is missing: it comes out all False",) if spec.form == "masked" and ".mask" not in leaves else ()
+    return replace(plan_of_leaves(spec, options, leaves), notes=notes)
+
+
+def plan_of_leaves(spec: Spec, options: Options, leaves: Mapping[str, Plan]) -> Plan:
+    """Sum up the plans of a structure's leaves."""
+    copied = {path: leaf for path, leaf in leaves.items() if not leaf.shares}
+    reason = ""
+    if copied:
+        path, first = next(iter(copied.items()))
+        reason = f"{len(copied)} of {len(leaves)} leaves, the first at {path}: {first.reason}"
+    error = next((leaf.error.at(path) for path, leaf in leaves.items() if leaf.error), None)
+    nbytes = sum(leaf.nbytes_copied for leaf in leaves.values())
+    return Plan(
+        spec,
+        options,
+        reason,
+        "parts",
+        shape=spec.shape,
+        nbytes_copied=nbytes,
+        error=error,
+        leaves=leaves,
+    )

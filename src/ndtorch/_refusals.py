@@ -1,0 +1,156 @@
+"""Refusals: conversions that have no sound result, and the errors that say so and what to call instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ._casting import why_not_cast
+from ._dtypes import DType
+from ._errors import LossyCastError, NdtorchError, UnsupportedDtypeError, UnsupportedTypeError
+from ._options import Options
+from ._spec import Spec
+from ._targets import is_same_dtype, target_dtype
+
+_INT64_MAX = 2**63 - 1
+
+
+def why_refused(spec: Spec, options: Options) -> NdtorchError | None:
+    """Make the error of a conversion that has no sound result; ``None`` when it has one."""
+    if spec.device == "meta" and options.device not in (None, "meta"):
+        fact = f"cannot move {spec} to {options.device}: a meta tensor has a shape but no values"
+        return UnsupportedTypeError(options.subject, fact, hint=f"torch.empty_like(tensor, device={options.device!r})")
+    if spec.library == options.to:
+        return _why_dtype_refused(spec, options)
+    if spec.opaque is not None:
+        fact, hint = spec.opaque
+        return UnsupportedTypeError(options.subject, f"cannot convert {spec}: {fact}", hint=hint)
+    if spec.extent > _INT64_MAX:
+        return NdtorchError(
+            options.subject,
+            f"cannot convert {spec}: its strides {spec.strides} reach past any memory",
+            expected="an extent below 2**63 bytes",
+            got=spec.extent,
+        )
+    if spec.mapping is not None and spec.mapping.truncated:
+        return NdtorchError(
+            options.subject,
+            f"cannot convert {spec}: its file {spec.mapping.path!r} has become shorter than the array",
+            hint="open the file anew",
+        )
+    if spec.form == "masked":
+        return UnsupportedTypeError(
+            options.subject,
+            f"cannot convert {spec}: a tensor has no mask",
+            hint="masked='split' gives Masked(data, mask), array.filled(value) fills it",
+        )
+    return _why_dtype_refused(spec, options)
+
+
+def _why_dtype_refused(spec: Spec, options: Options) -> NdtorchError | None:
+    target = target_dtype(spec, options)
+    if target is None:
+        return _why_not_kept(spec, options)
+    if spec.library == options.to == "numpy":
+        return _why_not_astype(spec, target, options)
+    if isinstance(target, np.dtype) and target.kind in "MmSU":
+        return _why_not_renamed(spec, target, options)
+    if is_same_dtype(spec, target, options):
+        return None
+    if spec.form in ("time", "bytes", "text"):
+        return UnsupportedDtypeError(
+            options.subject,
+            f"dtype={target.name} cannot apply to {spec}: it holds {spec.form}, not numbers",
+            hint="leave dtype= away, or use float_dtype=, which casts floating leaves only",
+            dtype=target.name,
+        )
+    return _why_not_cast(spec, target, options)
+
+
+def _why_not_kept(spec: Spec, options: Options) -> NdtorchError | None:
+    """Nothing was asked for: the dtype has to exist on the other side."""
+    if spec.form != "foreign number" or options.to != "torch":
+        return None
+    is_float = spec.numpy_dtype is not None and spec.numpy_dtype.kind in "fc"
+    name = {"f": "float64", "c": "complex128"}[spec.numpy_dtype.kind] if is_float and spec.numpy_dtype else ""
+    hint = (
+        f"dtype={name!r} casts it, casting='exact' proves that nothing is lost" if name else "dtype= names one it has"
+    )
+    fact = f"cannot convert {spec}: torch has no {spec.text}"
+    return UnsupportedDtypeError(options.subject, fact, hint=hint, dtype=spec.text)
+
+
+def _why_not_cast(spec: Spec, target: np.dtype[Any] | DType, options: Options) -> NdtorchError | None:
+    wanted: np.dtype[Any] | None = target.numpy if isinstance(target, DType) else target
+    source = spec.numpy_dtype
+    if source is None and spec.dtype is not None:
+        source = spec.dtype.numpy or np.dtype(np.complex64)
+    if wanted is None and spec.library == "numpy":
+        fact = f"cannot cast {spec} to {target.name}: NumPy has no such dtype"
+        return UnsupportedDtypeError(options.subject, fact, hint=f"to_torch(array).to(torch.{target.name})")
+    if wanted is None or source is None:
+        return None  # complex32, quantized and the like: torch itself knows what they can become
+    why = why_not_cast(source, wanted, options.casting)
+    return _lossy(spec, wanted, why, options) if why else None
+
+
+def _why_not_astype(spec: Spec, target: np.dtype[Any] | DType, options: Options) -> NdtorchError | None:
+    """Arrays to arrays: numbers to numbers as ever, time and text to their own kind by NumPy's rules."""
+    if isinstance(target, DType) or spec.own_dtype is None or is_same_dtype(spec, target, options):
+        return None
+    if spec.form in ("number", "foreign number", "object") and target.kind not in "MmSU":
+        return None if spec.form == "object" else _why_not_cast(spec, target, options)
+    if spec.form not in ("time", "bytes", "text") or spec.own_dtype.kind != target.kind:
+        return UnsupportedDtypeError(
+            options.subject,
+            f"dtype={target.name} cannot apply to {spec}: it holds {spec.form}",
+            hint="array.astype(dtype) converts by NumPy's own rules",
+            dtype=target.name,
+        )
+    casting: Any = "same_kind" if options.casting == "exact" else options.casting
+    if np.can_cast(spec.own_dtype, target, casting):
+        return None
+    return _lossy(spec, target, f"{spec.own_dtype} to {target} is not a {casting} cast", options)
+
+
+def _lossy(spec: Spec, target: np.dtype[Any], why: str, options: Options) -> LossyCastError:
+    return LossyCastError(
+        options.subject,
+        f"cannot cast {spec} to {target.name}: {why}",
+        hint="casting='unsafe' insists, casting='exact' insists unless a value would change",
+        dtype=target.name,
+    )
+
+
+_NUMBERS_OF: dict[str, np.dtype[Any]] = {
+    "M": np.dtype(np.int64),
+    "m": np.dtype(np.int64),
+    "S": np.dtype(np.uint8),
+    "U": np.dtype(np.int32),
+}
+
+
+def _why_not_renamed(spec: Spec, target: np.dtype[Any], options: Options) -> NdtorchError | None:
+    """Time and text are other names for numbers; the numbers have to be those."""
+    numbers = _NUMBERS_OF[target.kind]
+    if spec.numpy_dtype is None or spec.numpy_dtype.newbyteorder("=") != numbers:
+        return UnsupportedDtypeError(
+            options.subject,
+            f"dtype={target} cannot name the numbers of {spec}",
+            expected=numbers.name,
+            got=spec.text,
+            hint=f"cast to {numbers.name} first if these are codes",
+        )
+    if target.kind in "SU":
+        length = target.itemsize // numbers.itemsize
+        if not spec.view_shape or (length and spec.view_shape[-1] != length):
+            got = spec.view_shape[-1] if spec.view_shape else "no dimension"
+            return UnsupportedDtypeError(
+                options.subject,
+                f"dtype={target} cannot name the numbers of {spec}",
+                expected=f"a last dimension of {length}",
+                got=got,
+                hint=f"dtype='{target.kind}' takes the length from the last dimension",
+            )
+    return None
