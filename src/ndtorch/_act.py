@@ -13,7 +13,7 @@ import torch
 from . import _bridge, _memory, _trace
 from ._casting import check_exact, copy_into
 from ._dtypes import BY_NAME, DType
-from ._errors import NdtorchError
+from ._errors import NdtorchError, UnsupportedDtypeError
 from ._objects import array_of, numbers_of
 from ._plan import Plan, is_protected, plan
 from ._spec import describe, numbers_inside
@@ -42,7 +42,7 @@ def carry_out(planned: Plan, source: Any, path: str = "") -> Any:
         return _carry_out_parts(planned, source, path)
     if not _trace.watching():
         return _act(planned, source)
-    _trace.check(planned, path)
+    _trace.check(planned)
     start = time.perf_counter()
     result = _act(planned, source)
     _trace.record(planned, path, _nbytes(result), time.perf_counter() - start)
@@ -145,7 +145,11 @@ def _tensor_to_torch(planned: Plan, source: torch.Tensor) -> torch.Tensor:
     if planned.action == "share" and dtype == source.dtype:
         return source.to(device)  # the tensor itself, unless it is empty and elsewhere
     real = source.real if source.is_complex() and not dtype.is_complex else source
-    result = real.to(dtype=dtype, copy=True)
+    try:
+        result = real.to(dtype=dtype, copy=True)
+    except (RuntimeError, TypeError) as error:
+        fact = f"torch cannot copy {spec} as {dtype}: {str(error).splitlines()[0]}"
+        raise UnsupportedDtypeError(options.subject, fact, hint="convert a plain tensor of its values") from None
     if options.casting == "exact" and dtype != source.dtype and not source.is_meta:
         check_exact(_host_array(source), _host_array(result), subject=options.subject, what=spec)
     return result.to(device)
@@ -165,7 +169,7 @@ def _tensor_to_numpy(planned: Plan, source: torch.Tensor) -> AnyArray:
         array = _bridge.alias(source, writable=not is_protected(spec))
     else:
         array = _host_array(source)
-        if array.__array_interface__["data"][0] == spec.address or array.dtype != target:
+        if array.__array_interface__["data"][0] == spec.address or (target is not None and array.dtype != target):
             array = _fresh_copy(planned, array)
     return _renamed(array, target)
 
@@ -191,13 +195,10 @@ def _renamed(array: AnyArray, target: Any) -> AnyArray:
     if not isinstance(target, np.dtype) or target.kind not in "MmSU":
         return array
     if target.kind in "Mm":
-        return array.view(target.newbyteorder("="))
-    length = array.shape[-1]
-    if not length:
-        return np.zeros(array.shape[:-1], target)
-    if array.strides[-1] != array.itemsize:
-        array = np.ascontiguousarray(array)
-    return array.view(np.dtype((target.kind, length)))[..., 0]
+        named = array.view(target.newbyteorder("="))
+    else:
+        named = array.view(np.dtype((target.kind, array.shape[-1])))[..., 0]
+    return named if target.isnative else named.astype(named.dtype.newbyteorder())
 
 
 def _array_to_numpy(planned: Plan, source: AnyArray) -> AnyArray:

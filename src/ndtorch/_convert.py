@@ -138,19 +138,19 @@ def to_numpy(
     return _convert(source, options)
 
 
-def _convert(source: Any, options: Options) -> Any:
+def _convert(source: Any, options: Options, path: str = "") -> Any:
     if is_structure(source) and not _is_numbers(source):
-        return _convert_leaves(source, options)
-    return _convert_one(source, options)
+        return _convert_leaves(source, options, path)
+    return _convert_one(source, options, path)
 
 
-def _convert_leaves(source: Any, options: Options) -> Any:
+def _convert_leaves(source: Any, options: Options, prefix: str) -> Any:
     watching = _trace.watching()
     if options.asks_nothing and not watching:
         whole = to_torch if options.to == "torch" else to_numpy
         return map_leaves(lambda leaf, path: whole(leaf), source, options.subject, with_paths=False)
     return map_leaves(
-        lambda leaf, path: _convert_one(leaf, options, path), source, options.subject, with_paths=watching
+        lambda leaf, path: _convert_one(leaf, options, prefix + path), source, options.subject, with_paths=watching
     )
 
 

@@ -49,14 +49,15 @@ class NdtorchError(Exception):
         hint: str | None = None,
         **facts: Any,
     ) -> None:
+        super().__init__()  # first: ImportError sets a path of its own
         self.subject = subject
         self.fact = fact
         self.expected = expected
         self.got = got
         self.hint = hint
-        self.path: str | None = ""  # ImportError has the attribute too, and may leave it None
+        self.path: str | None = ""
         self.facts = facts
-        super().__init__(self._message())
+        self.args = (self._message(),)
 
     def _message(self) -> str:
         text = f"{self.subject}: {self.fact}"
@@ -92,35 +93,95 @@ def _rebuild(cls: type[NdtorchError], message: str, state: dict[str, Any]) -> Nd
 
 
 class CopyRequiredError(NdtorchError, ValueError):
-    """Sharing memory was demanded where only a copy is sound; ``reason`` says why."""
+    """Sharing memory was demanded where only a copy is sound; ``reason`` says why.
+
+    >>> import numpy as np, ndtorch as nd
+    >>> try:
+    ...     nd.to_torch(np.zeros(3)[::-1], copy=False)
+    ... except nd.CopyRequiredError as error:
+    ...     error.reason
+    'axis 0 has a negative stride (-8 bytes)'
+    """
 
 
 class UnsupportedTypeError(NdtorchError, TypeError):
-    """The other side has nothing that could hold this object."""
+    """The other side has nothing that could hold this object.
+
+    >>> import numpy as np, ndtorch as nd
+    >>> try:
+    ...     nd.to_torch(np.ma.masked_equal([1, 9], 9))
+    ... except nd.UnsupportedTypeError as error:
+    ...     error.hint
+    "masked='split' gives Masked(data, mask), array.filled(value) fills it"
+    """
 
 
 class UnsupportedDtypeError(UnsupportedTypeError):
-    """The other side has nothing that could hold this dtype."""
+    """The other side has nothing that could hold this dtype.
+
+    >>> import numpy as np, ndtorch as nd
+    >>> try:
+    ...     nd.to_torch(np.zeros(2, dtype='datetime64[s]'), dtype='float32')
+    ... except nd.UnsupportedDtypeError as error:
+    ...     error.fact
+    'dtype=float32 cannot apply to M8[s][2](numpy): it holds time, not numbers'
+    """
 
 
 class LossyCastError(NdtorchError, ValueError):
-    """A cast that ``casting`` forbids; under ``exact`` it carries ``index`` and ``value``."""
+    """A cast that ``casting`` forbids; under ``exact`` it carries ``index`` and ``value``.
+
+    >>> import numpy as np, ndtorch as nd
+    >>> try:
+    ...     nd.to_torch(np.array([1.0, 2.5]), dtype='int64', casting='exact')
+    ... except nd.LossyCastError as error:
+    ...     error.index, float(error.value)
+    ((1,), 2.5)
+    """
 
 
 class ShapeMismatchError(NdtorchError, ValueError):
-    """Shapes that had to agree do not."""
+    """Shapes that had to agree do not.
+
+    >>> import numpy as np, ndtorch as nd
+    >>> ragged = np.empty(2, dtype=object)
+    >>> ragged[:] = [np.zeros(2), np.zeros(3)]
+    >>> try:
+    ...     nd.to_torch(ragged)
+    ... except nd.ShapeMismatchError as error:
+    ...     error.index, error.expected, error.got
+    ((1,), (2,), (3,))
+    """
 
 
 class InvalidOptionError(NdtorchError, ValueError):
-    """An option has no such value, or two options exclude each other."""
+    """An option has no such value, or two options exclude each other.
+
+    >>> import numpy as np, ndtorch as nd
+    >>> try:
+    ...     nd.to_torch(np.zeros(2), casting='gently')
+    ... except nd.InvalidOptionError as error:
+    ...     error.expected
+    'one of no, equiv, safe, same_kind, unsafe, exact'
+    """
 
 
 class FormatError(NdtorchError, ValueError):
-    """A file is not what it claims to be."""
+    """A file is not what it claims to be.
+
+    >>> from ndtorch import FormatError
+    >>> str(FormatError("read", "'x.npy' is truncated", expected="128 bytes", got=100))
+    "read: 'x.npy' is truncated; expected 128 bytes, got 100."
+    """
 
 
 class MissingDependencyError(NdtorchError, ImportError):
-    """An optional library that this call needs is not installed."""
+    """An optional library that this call needs is not installed.
+
+    >>> from ndtorch import MissingDependencyError
+    >>> str(MissingDependencyError("read", "h5py is not installed", hint="pip install h5py"))
+    'read: h5py is not installed. Hint: pip install h5py.'
+    """
 
 
 # Tracebacks and pickles show the public name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from ._spec import Spec, describe
 from ._structures import is_structure, passes_through, take_apart
 
 AnyArray = npt.NDArray[Any]
-ToNumpy = Callable[[Any, Options], Any]
+ToNumpy = Callable[..., Any]
+"""Converts one source with the given options; ``path`` says where it is in a structure."""
 
 
 def restore(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
@@ -38,7 +40,7 @@ def restore(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
     if isinstance(like, np.ndarray):
         return _array(source, like, options, to_numpy)
     if isinstance(like, np.generic):
-        return _array(source, np.asarray(like), options, to_numpy)[()]
+        return restore(source, np.asarray(like), options, to_numpy)[()]
     if isinstance(like, torch.Tensor):
         row = BY_TORCH.get(like.dtype)
         return to_numpy(source, replace(options, numpy_dtype=row.numpy if row else None))
@@ -56,12 +58,20 @@ def restore(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
 def _structure(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
     structure = take_apart(like, options.subject)
     results = []
-    for position, part in enumerate(structure.subtrees_of(source, options.subject)):
+    parts = structure.subtrees_of(source, options.subject)
+    for part, leaf, path in zip(parts, structure.leaves, structure.paths(), strict=True):
+        if passes_through(part) and passes_through(leaf):
+            results.append(part)
+            continue
         try:
-            results.append(restore(part, structure.leaves[position], options, to_numpy))
+            results.append(restore(part, leaf, options, partial(_under, to_numpy, path)))
         except NdtorchError as error:
-            raise error.at(structure.paths()[position]) from None
+            raise error.at(path) from None
     return structure.rebuild(results)
+
+
+def _under(to_numpy: ToNumpy, prefix: str, source: Any, options: Options, path: str = "") -> Any:
+    return to_numpy(source, options, prefix + path)
 
 
 def _array(source: Any, like: AnyArray, options: Options, to_numpy: ToNumpy) -> AnyArray:

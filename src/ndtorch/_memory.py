@@ -25,6 +25,7 @@ class FileMapping:
         nbytes: Bytes from the lowest to past the highest element.
         device: Device number of the file that is mapped.
         inode: Inode number of the file that is mapped.
+        shared: Whether writes to the file are seen; the pages of a private mapping may differ from the file.
         truncated: Whether the file has become shorter than the array, so that reading it would kill the process.
     """
 
@@ -33,6 +34,7 @@ class FileMapping:
     nbytes: int
     device: int
     inode: int
+    shared: bool
     truncated: bool
 
 
@@ -45,10 +47,9 @@ def byte_bounds(address: int, shape: tuple[int, ...], strides: tuple[int, ...], 
 
 
 def file_behind(view: AnyArray, owner: AnyArray) -> FileMapping | None:
-    """Find the file that an array is mapped from, if a new mapping of it would hold the same bytes.
+    """Find the file that an array is mapped from.
 
-    ``None`` for ordinary memory, for a private mapping (its pages may differ from the file), for a file
-    that was deleted or replaced, and where the system does not tell.
+    ``None`` for ordinary memory, for a file that was deleted or replaced, and where the system does not tell.
     """
     if view.size == 0 or not _is_mapped(owner):
         return None
@@ -57,7 +58,7 @@ def file_behind(view: AnyArray, owner: AnyArray) -> FileMapping | None:
     if found is None:
         return None
     path, offset, device, inode, bytes_left, shared, _ = found
-    if not shared or bytes_left < high - low:
+    if bytes_left < high - low:
         return None
     try:
         file = os.stat(path)
@@ -65,7 +66,7 @@ def file_behind(view: AnyArray, owner: AnyArray) -> FileMapping | None:
         return None
     if (file.st_dev, file.st_ino) != (device, inode):
         return None
-    return FileMapping(path, offset, high - low, device, inode, file.st_size < offset + high - low)
+    return FileMapping(path, offset, high - low, device, inode, shared, file.st_size < offset + high - low)
 
 
 def _is_mapped(array: AnyArray) -> bool:

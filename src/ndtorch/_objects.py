@@ -16,6 +16,7 @@ from ._options import Options
 AnyArray = npt.NDArray[Any]
 
 _PYTHON_NUMBERS = (bool, int, float, complex)
+_MAX_DIMS = 64  # of a NumPy array; a list inside itself is deeper
 
 
 def is_number(value: object) -> bool:
@@ -32,8 +33,8 @@ def is_list_of_numbers(value: object) -> bool:
     return _list_shape(value) is not None
 
 
-def _list_shape(value: object) -> tuple[int, ...] | None:
-    if type(value) not in (list, tuple) or not value:
+def _list_shape(value: object, depth: int = 0) -> tuple[int, ...] | None:
+    if type(value) not in (list, tuple) or not value or depth == _MAX_DIMS:
         return None
     assert isinstance(value, list | tuple)
     types = set(map(type, value))
@@ -41,9 +42,11 @@ def _list_shape(value: object) -> tuple[int, ...] | None:
         return (len(value),)
     if not types <= {list, tuple}:
         return None
-    shapes = set(map(_list_shape, value))
-    inner = shapes.pop()
-    return None if inner is None or shapes else (len(value), *inner)
+    inner = _list_shape(value[0], depth + 1)
+    # The first that is no array ends it: a list inside itself would branch without end.
+    if inner is None or any(_list_shape(item, depth + 1) != inner for item in value[1:]):
+        return None
+    return (len(value), *inner)
 
 
 def numbers_of(source: Any, options: Options) -> torch.Tensor | AnyArray:
@@ -68,7 +71,7 @@ def _unreadable(source: Any, options: Options, why: object) -> NdtorchError:
     what = f"a {type(source).__name__}" + (" of numbers" if isinstance(source, list | tuple) else "")
     if "verflow" in str(why) or "too large" in str(why):
         fact = f"cannot convert {what}: an integer does not fit int64"
-        hint = "dtype='uint64' holds up to 2**64 - 1, dtype='float64' rounds"
+        hint = "dtype='uint64' holds 0 to 2**64 - 1, numpy.array(source, dtype=float) rounds"
         return LossyCastError(options.subject, fact, hint=hint)
     fact = f"cannot convert {what}: {str(why).splitlines()[0]}"
     return UnsupportedTypeError(options.subject, fact, hint="numpy.asarray(source, dtype=...) says what is meant")

@@ -6,16 +6,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ._drawing import plan_html, plan_text
 from ._errors import CopyRequiredError, NdtorchError
 from ._options import Options
-from ._refusals import why_refused
+from ._refusals import truncated, why_refused
 from ._spec import Spec
-from ._targets import is_same_dtype, result_type, target_dtype
+from ._targets import is_same_dtype, is_text, result_type, target_dtype
 
 Action = Literal[
     "share",  # the same memory under the other library's type
@@ -45,6 +47,11 @@ class Plan:
         notes: What else the caller may want to know.
         error: What the call would raise, or ``None``.
         leaves: Plans of the leaves of a structure, by path such as ``['image'][3]``.
+
+    >>> import numpy as np, ndtorch as nd
+    >>> plan = nd.explain(np.zeros((2, 3), dtype=">f4"))
+    >>> plan.shares, plan.nbytes_copied, plan.reason
+    (False, 24, 'its bytes are in the other order')
     """
 
     source: Spec
@@ -106,7 +113,10 @@ def _why_asked(spec: Spec, options: Options) -> str:
         return f"device={options.device!r} was asked for and it is on {spec.device}"
     target = target_dtype(spec, options)
     if target is not None and not is_same_dtype(spec, target, options):
-        return f"{target.name} was asked for and it is {spec.text}"
+        name = target.name if target.name != spec.text else str(target)
+        return f"{name} was asked for and it is {spec.text}"
+    if options.to == "numpy" and is_text(target) and spec.library == "torch" and spec.strides[-1] != spec.itemsize:
+        return "its characters do not lie side by side"
     return ""
 
 
@@ -146,6 +156,9 @@ def plan(spec: Spec, options: Options) -> Plan:
     if error is not None:
         return Plan(spec, options, error.fact, "refuse", error=error)
     reason = why_copy(spec, options)
+    if reason and spec.mapping is not None and spec.mapping.truncated:
+        error = truncated(spec, options)
+        return Plan(spec, options, error.fact, "refuse", error=error)
     result = _planned(spec, options, reason)
     return result if options.copy is not False else refuse_copy(result)
 
@@ -171,7 +184,7 @@ def _planned(spec: Spec, options: Options, reason: str) -> Plan:
     dtype, shape = result_type(spec, options)
     itemsize = dtype.itemsize if dtype is not None else 0
     action: Action = "copy"
-    nbytes = spec.size * itemsize
+    nbytes = math.prod(shape) * itemsize + _mask_nbytes(spec)
     if not reason:
         action, nbytes = "share", 0
     elif spec.form == "python" or (
@@ -180,12 +193,17 @@ def _planned(spec: Spec, options: Options, reason: str) -> Plan:
         action, nbytes = "parse", 0
     elif reason == READ_ONLY and options.readonly == "error":
         return _refuse_read_only(spec, options)
-    elif reason == READ_ONLY and spec.mapping is not None:
+    elif reason == READ_ONLY and spec.mapping is not None and spec.mapping.shared:
         action, nbytes = "map", 0
     elif options.to == "torch" and spec.library == "numpy" and spec.broadcast_axes:
         action, nbytes = "copy distinct", spec.distinct * itemsize
-    name = "" if dtype is None else dtype.name
+    name = spec.text if dtype is None else dtype.name
     return Plan(spec, options, reason, action, name, shape, nbytes, _notes(spec, options, action, name))
+
+
+def _mask_nbytes(spec: Spec) -> int:
+    mask = spec.parts.get(".mask")
+    return 0 if mask is None or mask.own_dtype is None else math.prod(mask.shape) * mask.own_dtype.itemsize
 
 
 def _refuse_read_only(spec: Spec, options: Options) -> Plan:
@@ -237,7 +255,8 @@ def plan_of_leaves(spec: Spec, options: Options, leaves: Mapping[str, Plan]) -> 
     if copied:
         path, first = next(iter(copied.items()))
         reason = f"{len(copied)} of {len(leaves)} leaves, the first at {path}: {first.reason}"
-    error = next((leaf.error.at(path) for path, leaf in leaves.items() if leaf.error), None)
+    # A copy gets the path, since the leaf keeps its own.
+    error = next((copy(leaf.error).at(path) for path, leaf in leaves.items() if leaf.error), None)
     nbytes = sum(leaf.nbytes_copied for leaf in leaves.values())
     return Plan(
         spec,

@@ -33,12 +33,6 @@ def why_refused(spec: Spec, options: Options) -> NdtorchError | None:
             expected="an extent below 2**63 bytes",
             got=spec.extent,
         )
-    if spec.mapping is not None and spec.mapping.truncated:
-        return NdtorchError(
-            options.subject,
-            f"cannot convert {spec}: its file {spec.mapping.path!r} has become shorter than the array",
-            hint="open the file anew",
-        )
     if spec.form == "masked":
         return UnsupportedTypeError(
             options.subject,
@@ -48,10 +42,19 @@ def why_refused(spec: Spec, options: Options) -> NdtorchError | None:
     return _why_dtype_refused(spec, options)
 
 
+def truncated(spec: Spec, options: Options) -> NdtorchError:
+    """Make the error for a memory map whose file has shrunk: reading it would kill the process."""
+    path = spec.mapping.path if spec.mapping is not None else ""
+    fact = f"cannot convert {spec}: its file {path!r} has become shorter than the array"
+    return NdtorchError(options.subject, fact, hint="open the file anew")
+
+
 def _why_dtype_refused(spec: Spec, options: Options) -> NdtorchError | None:
     target = target_dtype(spec, options)
     if target is None:
         return _why_not_kept(spec, options)
+    if spec.form == "object" and options.to == "torch":
+        return None  # what its numbers can become is known when they are read
     if spec.library == options.to == "numpy":
         return _why_not_astype(spec, target, options)
     if isinstance(target, np.dtype) and target.kind in "MmSU":
@@ -82,6 +85,8 @@ def _why_not_kept(spec: Spec, options: Options) -> NdtorchError | None:
 
 
 def _why_not_cast(spec: Spec, target: np.dtype[Any] | DType, options: Options) -> NdtorchError | None:
+    if spec.library == "torch" and spec.form != "number":
+        return _why_not_cast_whole(spec, target, options)
     wanted: np.dtype[Any] | None = target.numpy if isinstance(target, DType) else target
     source = spec.numpy_dtype
     if source is None and spec.dtype is not None:
@@ -92,6 +97,21 @@ def _why_not_cast(spec: Spec, target: np.dtype[Any] | DType, options: Options) -
     if wanted is None or source is None:
         return None  # complex32, quantized and the like: torch itself knows what they can become
     why = why_not_cast(source, wanted, options.casting)
+    return _lossy(spec, wanted, why, options) if why else None
+
+
+def _why_not_cast_whole(spec: Spec, target: np.dtype[Any] | DType, options: Options) -> NdtorchError | None:
+    """Tensors without plain memory: torch casts them itself, if it can, and no value can be checked."""
+    if spec.dtype is None:
+        fact = f"cannot cast {spec} to {target.name}: torch does not cast {spec.text}"
+        return UnsupportedDtypeError(options.subject, fact, hint=spec.opaque[1] if spec.opaque else None)
+    if options.casting == "exact":
+        fact = f"cannot prove that no value of {spec} changes: it has no plain memory to read"
+        return UnsupportedTypeError(options.subject, fact, hint="tensor.to_dense() or casting='same_kind'")
+    wanted = target.numpy if isinstance(target, DType) else target
+    if wanted is None or spec.dtype.numpy is None:
+        return None
+    why = why_not_cast(spec.dtype.numpy, wanted, options.casting)
     return _lossy(spec, wanted, why, options) if why else None
 
 

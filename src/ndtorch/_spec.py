@@ -53,7 +53,7 @@ class Spec:
         is_scalar: Whether it is a NumPy scalar, which has a value but no memory to share.
         aligned: Whether the address suits the element.
         device: Where it lies, in torch's words.
-        mapping: The file a read-only array is mapped from, if it is.
+        mapping: The file an array is mapped from, if it is.
         requires_grad: Whether autograd follows it.
         lazy: ``conj`` or ``neg`` when a tensor's values are not yet what its memory holds.
         opaque: Why its memory cannot be read, and what to call instead.
@@ -143,7 +143,7 @@ def describe(source: Any) -> Spec:
 
 def _list_shape(source: Any) -> tuple[int, ...]:
     shape: list[int] = []
-    while isinstance(source, list | tuple):
+    while isinstance(source, list | tuple) and len(shape) < 64:  # NumPy's limit, and an end to lists in themselves
         shape.append(len(source))
         if not source:
             break
@@ -197,7 +197,7 @@ def _describe_array(array: AnyArray) -> Spec:
         address=view.__array_interface__["data"][0] if form != "object" else 0,
         readonly=readonly,
         aligned=view.flags.aligned,
-        mapping=_memory.file_behind(view, array) if readonly else None,
+        mapping=_memory.file_behind(view, array),
         opaque=opaque,
     )
 

@@ -105,10 +105,17 @@ def map_leaves(convert: Callable[[Any, str], Any], tree: Any, subject: str, *, w
     results = []
     for position, leaf in enumerate(structure.leaves):
         try:
-            results.append(leaf if passes_through(leaf) else convert(leaf, paths[position]))
+            results.append(_plain(leaf, subject) if passes_through(leaf) else convert(leaf, paths[position]))
         except NdtorchError as error:
             raise error.at(structure.paths()[position]) from None
     return structure.rebuild(results)
+
+
+def _plain(leaf: Any, subject: str) -> Any:
+    """Python's own text: a checkpoint of tensors with one NumPy object in it is refused by ``weights_only``."""
+    if subject == "to_torch" and isinstance(leaf, np.str_ | np.bytes_):
+        return leaf.item()
+    return leaf
 
 
 def not_convertible(value: object, subject: str) -> UnsupportedTypeError:

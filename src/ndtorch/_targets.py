@@ -20,7 +20,9 @@ def target_dtype(spec: Spec, options: Options) -> np.dtype[Any] | DType | None:
     if options.to == "torch":
         return options.dtype if options.dtype is not None else _float_target(spec, options)
     if options.numpy_dtype is not None:
-        return options.numpy_dtype
+        same_kind = spec.own_dtype is not None and spec.own_dtype.kind == options.numpy_dtype.kind
+        # "S" and "U" without a length keep the length there is.
+        return spec.own_dtype if same_kind and options.numpy_dtype.itemsize == 0 else options.numpy_dtype
     row = _float_target(spec, options)
     if row is None and spec.library == "torch" and spec.dtype is not None and spec.dtype.numpy is None:
         row = BY_NAME["complex64"]  # NumPy has no complex32; every value of it fits
@@ -43,7 +45,12 @@ def is_same_dtype(spec: Spec, target: np.dtype[Any] | DType, options: Options) -
     own = spec.own_dtype if spec.library == options.to else spec.numpy_dtype
     if own is None:  # to NumPy, None would equal float64
         return False
-    return own == target or (target.kind in "MmSU" and spec.library != options.to)
+    return own == target or (target.kind in "MmSU" and target.isnative and spec.library != options.to)
+
+
+def is_text(target: np.dtype[Any] | DType | None) -> bool:
+    """Whether bytes or text were asked for, which have one dimension less than their numbers."""
+    return isinstance(target, np.dtype) and target.kind in "SU"
 
 
 def result_type(spec: Spec, options: Options) -> tuple[np.dtype[Any] | DType | None, tuple[int, ...]]:
@@ -53,6 +60,5 @@ def result_type(spec: Spec, options: Options) -> tuple[np.dtype[Any] | DType | N
         return target or spec.own_dtype or spec.dtype, spec.shape
     shape = spec.view_shape
     if isinstance(target, np.dtype) and target.kind in "SU":
-        unit = np.dtype((target.kind, shape[-1]))
-        return unit, shape[:-1]
+        return np.dtype(f"{target.byteorder.replace('|', '')}{target.kind}{shape[-1]}"), shape[:-1]
     return target or spec.dtype or spec.numpy_dtype, shape

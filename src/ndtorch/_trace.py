@@ -136,14 +136,14 @@ class trace(Sequence[Record]):  # noqa: N801 - reads as a statement: `with nd.tr
     def __repr__(self) -> str:
         return f"<trace of {len(self)} conversions>"
 
-    def _check(self, plan: Plan, path: str) -> None:
+    def _check(self, plan: Plan) -> None:
         if self.forbid_copies and not plan.shares and plan.action != "map":
             raise CopyRequiredError(
                 plan.options.subject,
                 f"cannot share memory with {plan.source} inside trace(forbid_copies=True): {plan.reason}",
                 hint="convert it outside the block, or allow copies",
                 reason=plan.reason,
-            ).at(path)
+            )
 
 
 def _open_traces() -> list[trace]:
@@ -158,10 +158,10 @@ def watching() -> bool:
     return _watching > 0 and bool(_open_traces())
 
 
-def check(plan: Plan, path: str) -> None:
+def check(plan: Plan) -> None:
     """Give every open trace the chance to forbid a conversion before it starts."""
     for open_trace in _open_traces():
-        open_trace._check(plan, path)
+        open_trace._check(plan)
 
 
 def record(plan: Plan, path: str, nbytes: int, seconds: float) -> None:
