@@ -67,7 +67,7 @@ def test_leaves_of_structures_fields_and_masks_are_recorded_by_path() -> None:
     }
     assert len(seen) == 6
     with nd.trace() as seen:
-        nd.to_numpy({"x": [torch.zeros(1)]}, like={"x": [np.zeros(1)]})
+        nd.to_numpy({"x": [torch.zeros(1)]}, like={"x": [np.zeros(1, np.float32)]})
         nd.to_numpy(torch.nested.nested_tensor([torch.zeros(2)], layout=torch.jagged))
     assert [(r.path, r.shared) for r in seen] == [("['x'][0]", True), ("[0]", True)]
 

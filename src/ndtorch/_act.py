@@ -76,7 +76,8 @@ def _nbytes(result: Any) -> int:
 def parts_of(planned: Plan, source: Any) -> dict[str, Any]:
     """The parts of a structured, masked or nested source, by the same steps as the plan's leaves."""
     if planned.source.form == "struct":
-        return {f"[{name!r}]": source[name] for name in source.dtype.names}
+        array = np.asarray(source)  # a scalar's text would come out without the spaces that its field holds
+        return {f"[{name!r}]": array[name] for name in array.dtype.names or ()}
     if planned.source.form == "nested":
         return {f"[{i}]": part for i, part in enumerate(source.unbind())}
     return {step: getattr(source, step[1:]) for step in planned.leaves}

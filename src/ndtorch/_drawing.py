@@ -84,7 +84,7 @@ def plan_html(plan: Plan) -> str:
 def _block(plan: Plan) -> str:
     facts = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in _facts(plan))
     leaves = "".join(
-        "<details open=><summary>{escape(path)}: {escape(memory_word(leaf))}</summary>{_block(leaf)}</details>"
+        f"<details open=''><summary>{escape(path)}: {escape(memory_word(leaf))}</summary>{_block(leaf)}</details>"
         for path, leaf in plan.leaves.items()
     )
     drawing = "" if plan.leaves or plan.error is not None else _layout_svg(plan)

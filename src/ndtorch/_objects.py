@@ -62,8 +62,20 @@ def numbers_of(source: Any, options: Options) -> torch.Tensor | AnyArray:
         array = np.asarray(source)
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise _unreadable(source, options, error) from None
-    if array.dtype == object:
+    return _rounded(source, options) if array.dtype == object else array
+
+
+def _rounded(source: Any, options: Options) -> AnyArray:
+    """Integers beyond 64 bits as float64, where the caller asked for floats."""
+    if options.dtype is None or options.dtype.kind not in ("float", "complex"):
         raise _unreadable(source, options, "an integer is too large for 64 bits")
+    objects = np.asarray(source, dtype=object)
+    try:
+        array: AnyArray = objects.astype(np.complex128 if options.dtype.kind == "complex" else np.float64)
+    except (OverflowError, TypeError) as error:
+        raise _unreadable(source, options, error) from None
+    if options.casting == "exact":
+        _check_integers(objects, array, options)
     return array
 
 
@@ -71,7 +83,7 @@ def _unreadable(source: Any, options: Options, why: object) -> NdtorchError:
     what = f"a {type(source).__name__}" + (" of numbers" if isinstance(source, list | tuple) else "")
     if "verflow" in str(why) or "too large" in str(why):
         fact = f"cannot convert {what}: an integer does not fit int64"
-        hint = "dtype='uint64' holds 0 to 2**64 - 1, numpy.array(source, dtype=float) rounds"
+        hint = "dtype='uint64' holds 0 to 2**64 - 1, dtype='float64' rounds"
         return LossyCastError(options.subject, fact, hint=hint)
     fact = f"cannot convert {what}: {str(why).splitlines()[0]}"
     return UnsupportedTypeError(options.subject, fact, hint="numpy.asarray(source, dtype=...) says what is meant")
@@ -102,10 +114,14 @@ def array_of(objects: AnyArray, options: Options) -> AnyArray:
     dtype = _common_dtype(objects, elements, options)
     array = np.array(elements, dtype=dtype).reshape(objects.shape)
     if dtype.kind in "fc":
-        for index, value in zip(_indices(objects), elements, strict=True):
-            if isinstance(value, int | np.integer) and int(array[index].real) != int(value):
-                raise _inexact(index, value, f"does not fit {dtype}", options)
+        _check_integers(objects, array, options)
     return array
+
+
+def _check_integers(objects: AnyArray, array: AnyArray, options: Options) -> None:
+    for index, value in zip(_indices(objects), objects.flat, strict=True):
+        if isinstance(value, int | np.integer) and int(array[index].real) != int(value):
+            raise _inexact(index, value, f"does not fit {array.dtype}", options)
 
 
 def _common_dtype(objects: AnyArray, elements: list[Any], options: Options) -> np.dtype[Any]:

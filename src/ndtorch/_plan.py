@@ -156,7 +156,8 @@ def plan(spec: Spec, options: Options) -> Plan:
     if error is not None:
         return Plan(spec, options, error.fact, "refuse", error=error)
     reason = why_copy(spec, options)
-    if reason and spec.mapping is not None and spec.mapping.truncated:
+    is_read = bool(reason) or (spec.readonly and spec.library != options.to)
+    if is_read and spec.mapping is not None and spec.mapping.truncated:
         error = truncated(spec, options)
         return Plan(spec, options, error.fact, "refuse", error=error)
     result = _planned(spec, options, reason)
@@ -182,7 +183,7 @@ def refuse_copy(planned: Plan) -> Plan:
 
 def _planned(spec: Spec, options: Options, reason: str) -> Plan:
     dtype, shape = result_type(spec, options)
-    itemsize = dtype.itemsize if dtype is not None else 0
+    itemsize = spec.itemsize if dtype is None else dtype.itemsize
     action: Action = "copy"
     nbytes = math.prod(shape) * itemsize + _mask_nbytes(spec)
     if not reason:

@@ -95,7 +95,11 @@ class Spec:
     @property
     def itemsize(self) -> int:
         """Bytes per number; 0 when unknown."""
-        return self.numpy_dtype.itemsize if self.numpy_dtype is not None else (self.dtype.itemsize if self.dtype else 0)
+        if self.numpy_dtype is not None:
+            return self.numpy_dtype.itemsize
+        if self.dtype is not None:
+            return self.dtype.itemsize
+        return int(getattr(torch, self.text).itemsize) if self.library == "torch" else 0
 
     @property
     def swapped(self) -> bool:
@@ -137,8 +141,12 @@ def describe(source: Any) -> Spec:
         return _describe_array(source)
     if isinstance(source, np.generic):
         # A NumPy scalar owns a value, not memory that could be shared.
-        return replace(_describe_array(np.asarray(source)), is_scalar=True)
+        return _as_scalar(_describe_array(np.asarray(source)))
     return Spec("python", "python", type(source).__name__, shape=_list_shape(source))
+
+
+def _as_scalar(spec: Spec) -> Spec:
+    return replace(spec, is_scalar=True, parts={step: _as_scalar(part) for step, part in spec.parts.items()})
 
 
 def _list_shape(source: Any) -> tuple[int, ...]:
