@@ -248,3 +248,26 @@ def test_cause_is_not_shown_twice() -> None:
     with pytest.raises(nd.InvalidOptionError) as caught:
         nd.to_torch(A, device="abacus")
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device, so nothing is refused")
+def test_device_that_this_machine_lacks_is_refused_in_words() -> None:
+    with pytest.raises(nd.InvalidOptionError, match=r"device='cuda' cannot be used here \(.*\)\. Hint: device='cpu'"):
+        nd.to_torch(np.zeros(3), device="cuda")
+
+
+def test_option_that_does_not_exist_is_named_by_explain() -> None:
+    with pytest.raises(nd.InvalidOptionError, match=r"bogus= is no option of the call; expected dtype, "):
+        nd.explain(np.zeros(3), bogus=1)
+
+
+def test_more_dimensions_than_numpy_has_are_refused() -> None:
+    with pytest.raises(nd.UnsupportedTypeError, match="70 dimensions; expected at most 64"):
+        nd.to_numpy(torch.zeros((1,) * 70))
+    with pytest.raises(nd.UnsupportedTypeError, match="one dimension more"):
+        nd.to_torch(np.zeros((1,) * 64, "S3"))
+
+
+def test_like_text_is_refused_at_the_top() -> None:
+    with pytest.raises(nd.UnsupportedTypeError, match="like= cannot be a str"):
+        nd.to_numpy(torch.ones(3), like="abc")

@@ -1,7 +1,7 @@
-"""TRAPS.md, row by row: the trap on plain torch or NumPy where it is still open, then what ndtorch does.
+"""What hurts people today, one by one: the trap on plain torch or NumPy where it is still open, then what ndtorch does.
 
 Numbers such as pytorch#5442 are upstream issues. `still` and `still_refused` fail when a trap has been mended
-upstream: then the row in TRAPS.md is history, and its limit or workaround here may go.
+upstream: then the trap is history, and its limit or workaround here may go.
 
 Left to later releases: images, loaders, `stack`, sparse and tables. Files have their own tests, safetensors apart.
 """
@@ -38,7 +38,7 @@ ML_DTYPES = ["bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "flo
 
 def still(trap: bool, issue: str, what: str) -> None:
     """Fail with a clear message when upstream has mended a trap."""
-    assert trap, f"{issue} looks mended upstream: {what} no longer holds; TRAPS.md and this test are out of date"
+    assert trap, f"{issue} looks mended upstream: {what} no longer holds; this test is out of date"
 
 
 @contextmanager
@@ -48,7 +48,7 @@ def still_refused(issue: str, *errors: type[Exception]) -> Iterator[None]:
         yield
     except errors:
         return
-    pytest.fail(f"{issue} looks mended upstream: no {errors[0].__name__}; TRAPS.md and this test are out of date")
+    pytest.fail(f"{issue} looks mended upstream: no {errors[0].__name__}; this test is out of date")
 
 
 def alone(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -190,7 +190,7 @@ def test_memory_map_whose_file_is_gone_or_replaced_is_copied(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("route", ["from_numpy", "tensor", "as_tensor", "asarray", "from_dlpack"])
 def test_mask_is_never_dropped(route: str) -> None:
-    """TRAPS.md: every route of torch forgets which values are missing."""
+    """Every route of torch forgets which values are missing."""
     array = np.ma.masked_equal([1.0, 9.0, 3.0], 9)
     still(getattr(torch, route)(array).tolist() == [1, 9, 3], "the mask trap", f"torch.{route} drops the mask")
 
@@ -205,7 +205,7 @@ def test_mask_is_never_dropped(route: str) -> None:
 
 
 def test_masked_array_is_refused_even_when_nothing_is_masked_yet() -> None:
-    """TRAPS.md: code must not break on the day something is."""
+    """Code must not break on the day something is."""
     array = np.ma.MaskedArray([1.0, 2.0])
     with pytest.raises(nd.UnsupportedTypeError, match="a tensor has no mask"):
         nd.to_torch(array)
@@ -213,7 +213,6 @@ def test_masked_array_is_refused_even_when_nothing_is_masked_yet() -> None:
 
 
 def test_masked_array_in_a_structure_is_refused_with_its_path() -> None:
-    """TRAPS.md."""
     with pytest.raises(nd.UnsupportedTypeError, match="a tensor has no mask") as error:
         nd.to_torch({"x": np.zeros(2), "y": [np.ma.MaskedArray([1.0])]})
     assert error.value.path == "['y'][0]"
@@ -294,7 +293,7 @@ LOST = {
 @pytest.mark.parametrize("name", LOST)
 @pytest.mark.parametrize("direction", ["to_torch", "to_numpy"])
 def test_value_lost_in_a_cast_is_named_with_its_index(name: str, direction: str) -> None:
-    """TRAPS.md: torch casts in silence whatever is lost."""
+    """Torch casts in silence whatever is lost."""
     array, dtype, index, became = LOST[name]
     tensor = tensor_holding(array)
     still(tensor.to(getattr(torch, dtype))[index] == became, "the cast trap", f"torch turns {name} in silence")
@@ -312,7 +311,6 @@ def test_value_lost_in_a_cast_is_named_with_its_index(name: str, direction: str)
 @pytest.mark.parametrize("name", LOST)
 @pytest.mark.parametrize("direction", ["to_torch", "to_numpy"])
 def test_cast_that_loses_nothing_is_allowed_by_exact(name: str, direction: str) -> None:
-    """TRAPS.md."""
     array, dtype, _, _ = LOST[name]
     harmless = array[:1, :1]
     source = harmless if direction == "to_torch" else tensor_holding(harmless)
@@ -323,7 +321,6 @@ def test_cast_that_loses_nothing_is_allowed_by_exact(name: str, direction: str) 
 
 @pytest.mark.parametrize("name", ["NaN to the smallest int64", "-1 to 255"])
 def test_cast_to_a_lesser_kind_has_to_be_insisted_on(name: str) -> None:
-    """TRAPS.md."""
     array, dtype, index, became = LOST[name]
     with pytest.raises(nd.LossyCastError, match="is not a same_kind cast") as error:
         nd.to_torch(array, dtype=dtype)
@@ -333,7 +330,7 @@ def test_cast_to_a_lesser_kind_has_to_be_insisted_on(name: str) -> None:
 
 @pytest.mark.parametrize("value", [np.float64(1e300), np.uint64(2**64 - 1), np.float64("nan"), np.int64(2**53 + 1)])
 def test_dtype_is_kept_so_that_no_value_can_be_lost(value: Any) -> None:
-    """TRAPS.md: a data set's torch format makes float64 1e300 inf and uint64's largest number -1."""
+    """A data set's torch format makes float64 1e300 inf and uint64's largest number -1."""
     array = np.array([value, value])
     assert_same(nd.to_torch(array), tensor_holding(array))
     assert_same(nd.to_torch({"x": value}), {"x": tensor_holding(np.array(value))})
@@ -344,7 +341,7 @@ def test_dtype_is_kept_so_that_no_value_can_be_lost(value: Any) -> None:
 
 
 def test_dtype_does_not_depend_on_the_order_of_samples() -> None:
-    """TRAPS.md: collate gives float32 for [1, 2.5] and float64 for [2.5, 1]."""
+    """Collate gives float32 for [1, 2.5] and float64 for [2.5, 1]."""
     dtypes = {default_collate([1, 2.5]).dtype, default_collate([2.5, 1]).dtype}
     still(len(dtypes) == 2, "the collate trap", "the dtype of a batch depends on the order of its samples")
 
@@ -365,7 +362,6 @@ MIXED: dict[str, list[Any]] = {
 @pytest.mark.parametrize("name", MIXED)
 @pytest.mark.parametrize("container", ["list", "object array", "object array of arrays"])
 def test_every_order_of_mixed_numbers_gives_one_dtype(name: str, container: str) -> None:
-    """TRAPS.md."""
     found = {}
     for order in itertools.permutations(MIXED[name]):
         source: Any = list(order)
@@ -385,7 +381,7 @@ def test_every_order_of_mixed_numbers_gives_one_dtype(name: str, container: str)
 
 
 def test_negative_bit_is_resolved() -> None:
-    """TRAPS.md: through DLPack the sign is lost."""
+    """Through DLPack the sign is lost."""
     tensor = torch.tensor([1 + 2j, 3 - 4j]).conj().imag
     assert tensor.is_neg()
     still(np.from_dlpack(tensor).tolist() == [2, -4], "the neg-bit trap", "DLPack ignores the neg bit")
@@ -396,7 +392,7 @@ def test_negative_bit_is_resolved() -> None:
 
 
 def test_conjugate_bit_is_resolved() -> None:
-    """TRAPS.md: `.numpy()` refuses what one copy answers."""
+    """`.numpy()` refuses what one copy answers."""
     tensor = torch.tensor([1 + 2j, 3 - 4j]).conj()
     with still_refused("the conj-bit trap", RuntimeError):
         tensor.numpy()
@@ -407,7 +403,7 @@ def test_conjugate_bit_is_resolved() -> None:
 
 
 def test_functional_tensor_is_refused_because_it_has_no_memory() -> None:
-    """TRAPS.md: `.numpy()` gives memory that nobody wrote."""
+    """`.numpy()` gives memory that nobody wrote."""
     tensor = torch._to_functional_tensor(torch.ones(3))
     garbage = tensor.numpy()
     still(garbage.shape == (3,), "the functional-tensor trap", "numpy() of a functional tensor gives garbage")
@@ -418,7 +414,7 @@ def test_functional_tensor_is_refused_because_it_has_no_memory() -> None:
 
 
 def test_emptied_storage_is_refused() -> None:
-    """TRAPS.md: `.numpy()` gives memory that is not there."""
+    """`.numpy()` gives memory that is not there."""
     tensor = torch.ones(3)
     tensor.untyped_storage().resize_(0)
     still(tensor.numpy().nbytes == 12, "the emptied-storage trap", "numpy() of an emptied storage gives garbage")
@@ -434,7 +430,7 @@ def test_emptied_storage_is_refused() -> None:
 
 
 def test_write_never_lands_in_many_elements_of_an_expanded_tensor() -> None:
-    """TRAPS.md: `.numpy()` of an expanded tensor is writable, and one write changes all."""
+    """`.numpy()` of an expanded tensor is writable, and one write changes all."""
     victim = torch.zeros(2, 1).expand(2, 3)
     victim.numpy()[0, 0] = 5
     still(victim[0].tolist() == [5, 5, 5], "the expanded-tensor trap", "one write changes many elements")
@@ -454,7 +450,7 @@ def test_write_never_lands_in_many_elements_of_an_expanded_tensor() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.int16, np.complex64, ml_dtypes.bfloat16])
 def test_unaligned_memory_is_copied(dtype: Any) -> None:
-    """TRAPS.md: torch takes it as it is, which is undefined behaviour."""
+    """Torch takes it as it is, which is undefined behaviour."""
     buffer = np.zeros(64, np.uint8)
     array = np.ndarray((3,), dtype, buffer, offset=1)
     array[:] = [1, 2, 3]
@@ -472,7 +468,7 @@ def test_unaligned_memory_is_copied(dtype: Any) -> None:
 
 
 def test_conversion_never_changes_its_source() -> None:
-    """TRAPS.md: `torch.asarray(t, requires_grad=True)` changes the tensor it was given."""
+    """`torch.asarray(t, requires_grad=True)` changes the tensor it was given."""
     victim = torch.zeros(2)
     torch.asarray(victim, requires_grad=True)
     still(victim.requires_grad, "the asarray trap", "torch.asarray changes its input")
@@ -557,7 +553,7 @@ def test_bytes_in_the_other_order_are_swapped(code: str) -> None:
 
 @pytest.mark.parametrize("code", "bBhHiIlLqQ?efdFD")
 def test_every_c_name_of_a_number_format_is_shared(code: str) -> None:
-    """TRAPS.md: torch refuses `numpy.ulonglong`, though it is equal to uint64."""
+    """Torch refuses `numpy.ulonglong`, though it is equal to uint64."""
     array = np.array([0, 1, 1]).astype(code)
     if code == "Q":
         with still_refused("the ulonglong trap", TypeError):
@@ -599,7 +595,7 @@ def test_small_floats_are_shared_on_the_way_to_numpy(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bfloat16", "float8_e4m3fn"])
 def test_small_floats_that_a_file_turned_into_void_are_refused_with_the_way_back(name: str) -> None:
-    """TRAPS.md: `.npy` forgets the dtype of ml_dtypes and loads void bytes."""
+    """`.npy` forgets the dtype of ml_dtypes and loads void bytes."""
     dtype = getattr(ml_dtypes, name)
     stream = io.BytesIO()
     np.save(stream, np.array([1, 2, 3], dtype))
@@ -617,7 +613,7 @@ def test_small_floats_that_a_file_turned_into_void_are_refused_with_the_way_back
     ("elements", "dtype"), [([1, 2, 3], "int64"), ([1, 2.5, True], "float64"), ([2**63, 1, 0], "uint64")]
 )
 def test_object_array_of_numbers_becomes_an_exact_tensor(elements: list[Any], dtype: str) -> None:
-    """TRAPS.md: "can't convert np.ndarray of type numpy.object_", any tutorial reader's first error."""
+    """Plain torch: "can't convert np.ndarray of type numpy.object_", any tutorial reader's first error."""
     array = np.array(elements, dtype=object)
     for route in (torch.from_numpy, torch.tensor):
         with still_refused("the object_ trap", TypeError):
@@ -627,7 +623,6 @@ def test_object_array_of_numbers_becomes_an_exact_tensor(elements: list[Any], dt
 
 
 def test_object_array_of_equal_arrays_is_stacked() -> None:
-    """TRAPS.md."""
     array = np.empty(2, dtype=object)
     array[:] = [np.arange(3), np.arange(3) + 10]
     assert_same(nd.to_torch(array), torch.tensor([[0, 1, 2], [10, 11, 12]]))
@@ -638,7 +633,6 @@ def test_object_array_of_equal_arrays_is_stacked() -> None:
     [([1, None, 3], (1,), "None"), ([1.5, 2, "x"], (2,), "a str"), ([[1, 2], [3, {}]], (1, 1), "a dict")],
 )
 def test_object_array_of_something_else_names_the_element(elements: list[Any], index: Any, got: str) -> None:
-    """TRAPS.md."""
     array = np.array(elements, dtype=object)
     with pytest.raises(nd.UnsupportedTypeError) as error:
         nd.to_torch(array)
@@ -648,14 +642,13 @@ def test_object_array_of_something_else_names_the_element(elements: list[Any], i
 
 
 def test_integer_that_float64_cannot_hold_is_never_rounded_in_an_object_array() -> None:
-    """TRAPS.md."""
     with pytest.raises(nd.LossyCastError, match=r"9007199254740993 at index 1 does not fit float64") as error:
         nd.to_torch(np.array([0.5, 2**53 + 1], dtype=object))
     assert (error.value.index, error.value.value) == ((1,), 2**53 + 1)
 
 
 def test_structured_array_becomes_a_dict_of_shared_fields() -> None:
-    """TRAPS.md: "can't convert np.ndarray of type numpy.void"."""
+    """Plain torch: "can't convert np.ndarray of type numpy.void"."""
     dtype = np.dtype([("x", "f4"), ("label", "i8"), ("inner", [("a", "i2"), ("b", "u1", (2,))])], align=True)
     array = np.zeros(4, dtype)
     array["x"], array["label"], array["inner"]["b"] = [1, 2, 3, 4], [5, 6, 7, 8], 9
@@ -678,7 +671,7 @@ def test_structured_array_becomes_a_dict_of_shared_fields() -> None:
 
 
 def test_packed_fields_that_torch_cannot_address_are_copied_one_by_one() -> None:
-    """TRAPS.md: a 9-byte record has float64 fields at no multiple of 8."""
+    """A 9-byte record has float64 fields at no multiple of 8."""
     array = np.zeros(3, [("flag", "u1"), ("x", "f8")])
     array["x"] = [1, 2, 3]
     fields = nd.to_torch(array)
@@ -690,7 +683,7 @@ def test_packed_fields_that_torch_cannot_address_are_copied_one_by_one() -> None
 
 @pytest.mark.parametrize("code", ["M8[D]", "M8[ns]", "m8[s]", "m8[us]"])
 def test_time_is_shared_as_integers_and_comes_back_with_its_unit_and_nat(code: str) -> None:
-    """TRAPS.md: "can't convert np.ndarray of type numpy.datetime64"."""
+    """Plain torch: "can't convert np.ndarray of type numpy.datetime64"."""
     array = np.array([0, 1, -5, -(2**63)]).view(code)
     assert np.isnat(array).tolist() == [False, False, False, True]
     for route in (torch.from_numpy, torch.tensor):
@@ -709,7 +702,7 @@ def test_time_is_shared_as_integers_and_comes_back_with_its_unit_and_nat(code: s
     ("array", "dtype"), [(np.array([b"ab", b"", b"xyz"]), "uint8"), (np.array(["ab", "", "€𝄞z"]), "int32")]
 )
 def test_text_is_shared_as_characters_and_comes_back(array: np.ndarray, dtype: str) -> None:
-    """TRAPS.md: "can't convert np.ndarray of type numpy.str_"."""
+    """Plain torch: "can't convert np.ndarray of type numpy.str_"."""
     for route in (torch.from_numpy, torch.tensor):
         with still_refused("the text trap", TypeError):
             route(array)
@@ -744,7 +737,7 @@ def test_text_is_shared_as_characters_and_comes_back(array: np.ndarray, dtype: s
     ],
 )
 def test_one_call_gives_the_array_of_any_tensor(make: Callable[[], torch.Tensor], values: list[Any]) -> None:
-    """TRAPS.md: cuda, requires grad and conj each have their own incantation."""
+    """Cuda, requires grad and conj each have their own incantation."""
     with still_refused("the incantation trap", RuntimeError, TypeError):
         make().numpy()
 

@@ -48,8 +48,6 @@ def restore(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
         return _python(source, like, options, to_numpy)
     if is_structure(like):
         return _structure(source, like, options, to_numpy)
-    if passes_through(like):
-        return source
     raise UnsupportedTypeError(
         options.subject, f"like= cannot be a {type(like).__name__}", hint="like= takes what to_torch was given"
     )

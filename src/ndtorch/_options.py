@@ -76,6 +76,12 @@ def numpy_options(**words: Any) -> Options:
 
 def _checked(check: Any, words: dict[str, Any]) -> Options:
     """Ask the cache first: a loop calls with the same words over and over."""
+    known = check.__wrapped__.__kwdefaults__
+    unknown = next((word for word in words if word not in known), None)
+    if unknown is not None:
+        raise InvalidOptionError(
+            "explain", f"{unknown}= is no option of the call", expected=", ".join(known), got=unknown
+        )
     try:
         options: Options = check(**words)
     except TypeError:  # one of them cannot be hashed
@@ -169,15 +175,18 @@ def _resolve_float(subject: str, dtype: object) -> DType | None:
 def _resolve_device(subject: str, device: object) -> str | None:
     if device is None:
         return None
+    hint = "device='cpu' always works"
     try:
-        return str(torch.device(device))  # type: ignore[call-overload]
+        wanted = torch.device(device)  # type: ignore[call-overload]
     except (RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        raise InvalidOptionError(
-            subject,
-            f"device={device!r} is not a device ({reason})",
-            hint="device='cpu' or 'cuda:0'",
-        ) from None
+        raise InvalidOptionError(subject, f"device={device!r} is not a device ({reason})", hint=hint) from None
+    try:
+        torch.empty(0, device=wanted)  # the one question that every kind of device answers alike
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InvalidOptionError(subject, f"device={device!r} cannot be used here ({reason})", hint=hint) from None
+    return str(wanted)
 
 
 def _resolve_numpy(subject: str, dtype: object) -> np.dtype[Any]:

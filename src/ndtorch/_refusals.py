@@ -10,7 +10,7 @@ from ._casting import why_not_cast
 from ._dtypes import DType
 from ._errors import LossyCastError, NdtorchError, UnsupportedDtypeError, UnsupportedTypeError
 from ._options import Options
-from ._spec import Spec
+from ._spec import MAX_DIMS, Spec
 from ._targets import is_same_dtype, target_dtype
 
 _INT64_MAX = 2**63 - 1
@@ -26,6 +26,9 @@ def why_refused(spec: Spec, options: Options) -> NdtorchError | None:
     if spec.opaque is not None:
         fact, hint = spec.opaque
         return UnsupportedTypeError(options.subject, f"cannot convert {spec}: {fact}", hint=hint)
+    if len(spec.view_shape) > MAX_DIMS:
+        fact = f"cannot convert {spec.library} data of {len(spec.view_shape)} dimensions"
+        return UnsupportedTypeError(options.subject, fact, expected=f"at most {MAX_DIMS}", got=len(spec.view_shape))
     if spec.extent > _INT64_MAX:
         return NdtorchError(
             options.subject,

@@ -32,6 +32,7 @@ Form = Literal[
 
 _WARN_ON_WRITE = 1 << 31  # set by numpy.broadcast_arrays: NumPy means to make these read-only
 _WRITEABLE = 0x400
+MAX_DIMS = 64  # of a NumPy array
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def _as_scalar(spec: Spec) -> Spec:
 
 def _list_shape(source: Any) -> tuple[int, ...]:
     shape: list[int] = []
-    while isinstance(source, list | tuple) and len(shape) < 64:  # NumPy's limit, and an end to lists in themselves
+    while isinstance(source, list | tuple) and len(shape) < MAX_DIMS:  # a list may be inside itself
         shape.append(len(source))
         if not source:
             break
@@ -188,8 +189,10 @@ def _describe_array(array: AnyArray) -> Spec:
     if array.dtype.names is not None:
         fields = {f"[{name!r}]": _describe_array(array[name]) for name in array.dtype.names}
         return Spec("numpy", "struct", "struct", own_dtype=array.dtype, shape=array.shape, parts=fields)
-    view = numbers_inside(array)
     form, text, opaque = _form_of(array.dtype)
+    if form in ("bytes", "text") and array.ndim == MAX_DIMS:
+        form, opaque = "opaque", ("its characters would need one dimension more than there are", "array.ravel()")
+    view = array if opaque is not None else numbers_inside(array)
     flags = array.flags.num
     readonly = not flags & _WRITEABLE or bool(flags & _WARN_ON_WRITE)
     return Spec(
