@@ -43,6 +43,8 @@ ORDER = (
     "ndtorch._act",
     "ndtorch._like",
     "ndtorch._convert",
+    "ndtorch._stack",
+    "ndtorch._collate",
     "ndtorch._doctor",
     "ndtorch.files.npy",
     "ndtorch.files.npz",

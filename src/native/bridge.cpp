@@ -1,13 +1,13 @@
+#define NDTORCH_IMPORTS_NUMPY
 #include "bridge.h"
 
-#include <numpy/arrayobject.h>
-
-#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "dlpack_abi.h"
+#include "dtype_table.h"
+#include "numpy_api.h"
 #include "tensor_layout.h"
 
 namespace ndtorch {
@@ -23,9 +23,6 @@ struct Shim {
   int32_t (*get_const_data_ptr)(void* tensor, const void** out);
 };
 
-constexpr size_t kNumpyNumbers = 512;  // NumPy's own count from 0, registered ones from 256
-constexpr size_t kScalarTypes = 128;
-
 // Written at import, under the GIL, and only read afterwards.
 struct State {
   TensorLayout layout;
@@ -38,8 +35,6 @@ struct State {
   PyObject* accelerators = nullptr;     // tuple of dict
   PyObject* initialized = nullptr;      // "_initialized"
   bool has_to_numpy = false;
-  std::array<dlpack::DataType, kNumpyNumbers> to_dlpack{};  // bits == 0: not in the table
-  std::array<PyArray_Descr*, kScalarTypes> to_numpy{};
 };
 
 State state;
@@ -74,12 +69,10 @@ void release(dlpack::ManagedTensor* managed) {
   std::free(owner);
 }
 
-const dlpack::DataType* find_dtype(PyArrayObject* array) {
+// The dtype of an array in native byte order.
+std::optional<Dtype> find_dtype(PyArrayObject* array) {
   PyArray_Descr* dtype = PyArray_DESCR(array);
-  const auto number = static_cast<size_t>(dtype->type_num);
-  if (number >= kNumpyNumbers || !PyArray_ISNBO(dtype->byteorder)) return nullptr;
-  const dlpack::DataType* found = &state.to_dlpack[number];
-  return found->bits == 0 ? nullptr : found;
+  return PyArray_ISNBO(dtype->byteorder) ? dtype_of(dtype) : std::nullopt;
 }
 
 // Whether torch can describe the strides. It aborts the process on a negative stride and on sizes
@@ -108,8 +101,8 @@ bool has_sound_strides(PyArrayObject* array, int64_t itemsize, bool strict) {
 PyObject* share_sound_array(PyObject* object) {
   auto* array = reinterpret_cast<PyArrayObject*>(object);
   const int ndim = PyArray_NDIM(array);
-  const dlpack::DataType dtype = *find_dtype(array);
-  const int64_t itemsize = dtype.bits / 8;
+  const Dtype dtype = *find_dtype(array);
+  const int64_t itemsize = item_size(dtype);
   void* memory = std::malloc(sizeof(Owner) + 2 * static_cast<size_t>(ndim) * sizeof(int64_t));
   if (memory == nullptr) return nullptr;
   Owner* owner = new (memory) Owner;
@@ -128,19 +121,17 @@ PyObject* share_sound_array(PyObject* object) {
                     .tensor = {.data = PyArray_DATA(array),
                                .device = {dlpack::kCpu, 0},
                                .ndim = ndim,
-                               .dtype = dtype,
+                               .dtype = dlpack_type_of(dtype),
                                .shape = shape,
                                .strides = strides,
                                .byte_offset = 0}};
   owner->array = Py_NewRef(object);
   owner->handed_over = false;
-  void* tensor = nullptr;
-  // Success without a tensor happens when torch could not make the Python object.
-  if (state.exchange->to_py_object(&owner->managed, &tensor) == 0 && tensor != nullptr) {
+  PyObject* tensor = wrap(&owner->managed);
+  if (tensor != nullptr) {
     owner->handed_over = true;
-    return static_cast<PyObject*>(tensor);
+    return tensor;
   }
-  PyErr_Clear();
   Py_DECREF(object);
   std::free(owner);
   return nullptr;
@@ -171,11 +162,8 @@ bool view_tensor(PyObject* tensor, View* view) {
   int32_t scalar_type;
   int64_t* shape;
   int64_t* strides;
-  if (state.shim.get_dtype(handle, &scalar_type) != 0 ||
-      static_cast<uint32_t>(scalar_type) >= kScalarTypes) {
-    return false;
-  }
-  view->dtype = state.to_numpy[static_cast<size_t>(scalar_type)];
+  if (state.shim.get_dtype(handle, &scalar_type) != 0) return false;
+  view->dtype = numpy_dtype_of(scalar_type);
   if (view->dtype == nullptr) return false;
   if (state.shim.get_dim(handle, &view->ndim) != 0 || view->ndim > NPY_MAXDIMS ||
       state.shim.get_sizes(handle, &shape) != 0 || state.shim.get_strides(handle, &strides) != 0) {
@@ -314,19 +302,16 @@ std::string enable_to_numpy(PyObject* accelerators) {
   return why_not;
 }
 
-void set_dtypes(std::span<const DtypeRow> rows) {
-  state.to_dlpack.fill({});
-  state.to_numpy.fill(nullptr);
-  for (const DtypeRow& row : rows) {
-    for (int number : row.numpy_numbers) {
-      if (static_cast<size_t>(number) >= kNumpyNumbers) continue;
-      state.to_dlpack[static_cast<size_t>(number)] = {row.dlpack_code, row.dlpack_bits, 1};
-    }
-    if (static_cast<size_t>(row.scalar_type) >= kScalarTypes) continue;
-    // NumPy's dtypes of this table live as long as the process; the reference makes sure.
-    state.to_numpy[static_cast<size_t>(row.scalar_type)] =
-        reinterpret_cast<PyArray_Descr*>(Py_NewRef(row.numpy_dtype));
+bool can_wrap() { return state.exchange != nullptr; }
+
+PyObject* wrap(dlpack::ManagedTensor* managed) {
+  void* tensor = nullptr;
+  // Success without a tensor happens when torch could not make the Python object.
+  if (state.exchange->to_py_object(managed, &tensor) == 0 && tensor != nullptr) {
+    return static_cast<PyObject*>(tensor);
   }
+  PyErr_Clear();
+  return nullptr;
 }
 
 bool has_dispatch_modes() { return state.layout.has_dispatch_modes(); }
@@ -336,8 +321,8 @@ bool is_plain_array(PyObject* object) {
   auto* array = reinterpret_cast<PyArrayObject*>(object);
   constexpr int kNeeded = NPY_ARRAY_ALIGNED | NPY_ARRAY_WRITEABLE;
   if ((PyArray_FLAGS(array) & (kNeeded | kWarnOnWrite)) != kNeeded) return false;
-  const dlpack::DataType* dtype = find_dtype(array);
-  return dtype != nullptr && has_sound_strides(array, dtype->bits / 8, true);
+  const auto dtype = find_dtype(array);
+  return dtype && has_sound_strides(array, item_size(*dtype), true);
 }
 
 PyObject* to_plain_tensor(PyObject* object) {
@@ -371,8 +356,8 @@ PyObject* share(PyObject* object) {
   if (state.exchange == nullptr || !PyArray_Check(object)) return nullptr;
   auto* array = reinterpret_cast<PyArrayObject*>(object);
   if (!PyArray_ISALIGNED(array) || state.layout.has_dispatch_modes()) return nullptr;
-  const dlpack::DataType* dtype = find_dtype(array);
-  if (dtype == nullptr || !has_sound_strides(array, dtype->bits / 8, false)) return nullptr;
+  const auto dtype = find_dtype(array);
+  if (!dtype || !has_sound_strides(array, item_size(*dtype), false)) return nullptr;
   return share_sound_array(object);
 }
 

@@ -6,20 +6,11 @@
 
 #include <Python.h>
 
-#include <cstdint>
-#include <span>
 #include <string>
 
-namespace ndtorch {
+#include "dlpack_abi.h"
 
-// One dtype both sides can hold: every NumPy type number that means it, and torch's names for it.
-struct DtypeRow {
-  std::span<const int> numpy_numbers;
-  PyObject* numpy_dtype;
-  int scalar_type;
-  uint8_t dlpack_code;
-  uint8_t dlpack_bits;
-};
+namespace ndtorch {
 
 // Loads NumPy's C API; false with a Python exception set.
 bool import_numpy();
@@ -30,8 +21,10 @@ bool import_numpy();
 std::string enable_to_torch();
 std::string enable_to_numpy(PyObject* accelerators);
 
-// Replaces the dtype table.
-void set_dtypes(std::span<const DtypeRow> rows);
+// Makes the tensor that a DLPack struct describes, once array to tensor is on. nullptr with no
+// exception set on failure, and then the struct is still the caller's.
+bool can_wrap();
+PyObject* wrap(dlpack::ManagedTensor* managed);
 
 // New references, or nullptr with no exception set where the object is not one to be shared here.
 PyObject* share(PyObject* array);                  // read-only arrays and subclasses too

@@ -5,6 +5,7 @@
 #include <new>
 
 #include "bridge.h"
+#include "fresh.h"
 
 namespace ndtorch {
 namespace {
@@ -46,9 +47,39 @@ PyObject* convert_list(PyObject* list) {
   return results;
 }
 
-bool is_alone(Py_ssize_t nargs, PyObject* kwnames) {
-  return nargs == 1 && kwnames == nullptr && !watching.load(std::memory_order_relaxed) &&
-         !has_dispatch_modes();
+bool is_alone(Py_ssize_t nargs) {
+  return nargs == 1 && !watching.load(std::memory_order_relaxed) && !has_dispatch_modes();
+}
+
+// The two options that the plain case knows.
+struct Wishes {
+  PyObject* copy = Py_None;
+  PyObject* dtype = Py_None;
+};
+
+// False where there are other options.
+bool read_wishes(PyObject* const* values, PyObject* names, Wishes* wishes) {
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(names); ++i) {
+    PyObject* name = PyTuple_GET_ITEM(names, i);
+    if (PyUnicode_CompareWithASCIIString(name, "copy") == 0) {
+      wishes->copy = values[i];
+    } else if (PyUnicode_CompareWithASCIIString(name, "dtype") == 0) {
+      wishes->dtype = values[i];
+    } else {
+      return false;
+    }
+  }
+  return true;
+}
+
+// nullptr where Python decides, and, with an exception set, where the copy was interrupted.
+PyObject* to_wished_tensor(PyObject* array, const Wishes& wishes) {
+  const bool keeps_dtype = wishes.dtype == Py_None || has_dtype(array, wishes.dtype);
+  if (wishes.copy == Py_True || (wishes.copy == Py_None && !keeps_dtype)) {
+    return copy_plain_array(array, wishes.dtype);
+  }
+  const bool may_share = wishes.copy == Py_None || wishes.copy == Py_False;
+  return may_share && keeps_dtype ? to_plain_tensor(array) : nullptr;
 }
 
 PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames);
@@ -57,17 +88,22 @@ PyObject* to_numpy(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject*
 Function functions[] = {{"to_torch", to_torch, nullptr}, {"to_numpy", to_numpy, nullptr}};
 
 PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
-  if (is_alone(nargs, kwnames)) {
-    PyObject* result = PyList_CheckExact(args[0])
-                           ? convert_list<is_plain_array, to_plain_tensor>(args[0])
-                           : to_plain_tensor(args[0]);
-    if (result != nullptr) return result;
+  if (is_alone(nargs)) {
+    Wishes wishes;
+    PyObject* result = nullptr;
+    if (kwnames != nullptr) {
+      if (read_wishes(args + 1, kwnames, &wishes)) result = to_wished_tensor(args[0], wishes);
+    } else {
+      result = PyList_CheckExact(args[0]) ? convert_list<is_plain_array, to_plain_tensor>(args[0])
+                                          : to_plain_tensor(args[0]);
+    }
+    if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   }
   return PyObject_Vectorcall(functions[0].slow, args, static_cast<size_t>(nargs), kwnames);
 }
 
 PyObject* to_numpy(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
-  if (is_alone(nargs, kwnames) && !is_accelerator_in_use()) {
+  if (is_alone(nargs) && kwnames == nullptr && !is_accelerator_in_use()) {
     PyObject* result = PyList_CheckExact(args[0])
                            ? convert_list<is_plain_tensor, to_plain_array>(args[0])
                            : to_plain_array(args[0]);

@@ -7,6 +7,7 @@
 
 #include <cinttypes>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <string_view>
 #if defined(__linux__)
@@ -18,6 +19,66 @@
 #endif
 
 namespace ndtorch {
+
+namespace {
+
+constexpr size_t kAlignment = 64;  // a cache line, and torch's own alignment
+constexpr size_t kHugePage = size_t{1} << 21;
+// Up to here glibc's malloc recycles what was freed, and memory that has been touched is faster
+// than any fresh page.
+constexpr size_t kMapFrom = size_t{1} << 25;
+constexpr size_t kAdviseFrom = size_t{1} << 22;  // as NumPy
+
+size_t round_up(size_t nbytes, size_t unit) { return (nbytes + unit - 1) / unit * unit; }
+
+// Maps at a multiple of a huge page, or nullptr: mapped with one to spare, and cut on both sides.
+void* map_aligned(size_t length) {
+  size_t spare;
+  if (__builtin_add_overflow(length, kHugePage, &spare)) return nullptr;
+  void* raw = mmap(nullptr, spare, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (raw == MAP_FAILED) return nullptr;
+  const auto start = reinterpret_cast<uintptr_t>(raw);
+  const uintptr_t aligned = round_up(start, kHugePage);
+  if (aligned > start) munmap(raw, aligned - start);
+  const size_t tail = kHugePage - (aligned - start);
+  if (tail > 0) munmap(reinterpret_cast<void*>(aligned + length), tail);
+  return reinterpret_cast<void*>(aligned);
+}
+
+// Advice: where it is refused nothing is wrong.
+void ask_for_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t nbytes) {
+#ifdef MADV_HUGEPAGE
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = round_up(reinterpret_cast<uintptr_t>(data), page);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + nbytes) / page * page;
+  if (first < end) madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
+
+Block allocate(size_t nbytes) {
+  if (nbytes > PTRDIFF_MAX - kHugePage) return {nullptr, nullptr, 0};
+  if (nbytes >= kMapFrom) {
+    const size_t length = round_up(nbytes, static_cast<size_t>(sysconf(_SC_PAGESIZE)));
+    void* data = map_aligned(length);
+    if (data != nullptr) ask_for_huge_pages(data, length);
+    return {data, data, length};
+  }
+  void* start = std::malloc(nbytes + kAlignment);
+  if (start == nullptr) return {nullptr, nullptr, 0};
+  void* data = reinterpret_cast<void*>(round_up(reinterpret_cast<uintptr_t>(start), kAlignment));
+  if (nbytes >= kAdviseFrom) ask_for_huge_pages(data, nbytes);
+  return {data, start, 0};
+}
+
+void release(const Block& block) {
+  if (block.length > 0) {
+    munmap(block.start, block.length);
+  } else {
+    std::free(block.start);
+  }
+}
 
 std::optional<PrivateMapping> map_private(const char* path, uint64_t offset, uint64_t nbytes,
                                           FileId id) {

@@ -1,4 +1,4 @@
-// Private mappings of files, and which file is mapped at an address.
+// Memory for results, private mappings of files, and which file is mapped at an address.
 #pragma once
 
 #include <cstddef>
@@ -7,6 +7,18 @@
 #include <string>
 
 namespace ndtorch {
+
+// Memory for a result, at a multiple of 64 bytes, not cleared.
+struct Block {
+  void* data;
+  void* start;    // of what was allocated
+  size_t length;  // of what was mapped; 0 where it is malloc's
+};
+
+// Large blocks lie on huge pages where the system has them: touching fresh memory page by page
+// costs more than filling it. `data` is nullptr where there is no memory.
+Block allocate(size_t nbytes);
+void release(const Block& block);
 
 // Which file an open descriptor or a mapping shows: names can change hands, these two do not.
 struct FileId {

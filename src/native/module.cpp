@@ -5,11 +5,16 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
+#include "arrays.h"
 #include "bridge.h"
 #include "builtins.h"
+#include "dtype_table.h"
+#include "fresh.h"
+#include "kernels.h"
 #include "memory.h"
 
 namespace nb = nanobind;
@@ -18,8 +23,8 @@ using namespace nb::literals;
 namespace {
 
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
-// NumPy numbers, NumPy dtype, torch scalar type, DLPack code, DLPack bits.
-using Row = std::tuple<std::vector<int>, nb::object, int, uint8_t, uint8_t>;
+// NumPy numbers, NumPy dtype, torch dtype, scalar type, rank of its kind, DLPack code and bits.
+using Row = std::tuple<std::vector<int>, nb::object, nb::object, int, int, uint8_t, uint8_t>;
 
 // A file name in the encoding of the file system, which need not be UTF-8.
 nb::bytes encode(nb::handle path) {
@@ -34,8 +39,8 @@ nb::object none_if_null(PyObject* object) {
 
 void set_dtypes(const std::vector<Row>& rows) {
   std::vector<ndtorch::DtypeRow> table;
-  for (const auto& [numbers, dtype, scalar_type, code, bits] : rows) {
-    table.push_back({numbers, dtype.ptr(), scalar_type, code, bits});
+  for (const auto& [numbers, numpy, torch, scalar_type, rank, code, bits] : rows) {
+    table.push_back({numbers, numpy.ptr(), torch.ptr(), scalar_type, rank, code, bits});
   }
   ndtorch::set_dtypes(table);
 }
@@ -74,6 +79,42 @@ std::optional<uintptr_t> const_data_ptr(nb::handle tensor) {
   return reinterpret_cast<uintptr_t>(pointer);
 }
 
+nb::object fresh(const std::vector<int64_t>& shape, int scalar_type) {
+  void* data;
+  const auto dtype = static_cast<ndtorch::Dtype>(scalar_type);
+  const auto ndim = static_cast<int>(shape.size());
+  return none_if_null(ndtorch::fresh_tensor(ndim, shape.data(), dtype, &data));
+}
+
+// False where a value would be lost, or where no kernel does it.
+bool done(ndtorch::Filled filled) {
+  if (filled == ndtorch::Filled::kError) nb::raise_python_error();
+  return filled == ndtorch::Filled::kDone;
+}
+
+nb::tuple survey(nb::tuple arrays) {
+  const ndtorch::Survey found = ndtorch::survey(arrays.ptr());
+  return nb::make_tuple(found.is_plain, found.odd_one, found.dtypes);
+}
+
+// Per channel; an empty `std` does not divide, and `divisor` 0 multiplies by `factor`.
+ndtorch::Affine affine(int channels, float divisor, float factor, const std::vector<float>& mean,
+                       const std::vector<float>& std) {
+  ndtorch::Affine result;
+  if (channels < 1 || channels > ndtorch::kMaxChannels ||
+      static_cast<int>(mean.size()) > channels || static_cast<int>(std.size()) > channels) {
+    throw nb::value_error("not a number of channels");
+  }
+  result.channels = channels;
+  result.divides = divisor != 0;
+  result.divisor = divisor;
+  result.factor = factor;
+  result.has_std = !std.empty();
+  std::copy(mean.begin(), mean.end(), result.mean);
+  std::copy(std.begin(), std.end(), result.std);
+  return result;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -96,6 +137,43 @@ NB_MODULE(_native, m) {
       },
       "tensor"_a, "writable"_a);
   m.def("const_data_ptr", &const_data_ptr, "tensor"_a);
+
+  m.def(
+      "set_thread_count", [](nb::callable count) { ndtorch::set_thread_count(count.ptr()); },
+      "get_num_threads"_a);
+  m.def("level", [] { return ndtorch::kernels().level; });
+  m.def("fresh", &fresh, "shape"_a, "scalar_type"_a);
+  m.def(
+      "copy",
+      [](nb::handle target, nb::handle source, bool exact) {
+        return done(ndtorch::copy_array(target.ptr(), source.ptr(), exact));
+      },
+      "target"_a, "source"_a, "exact"_a);
+  m.def("survey", &survey, "arrays"_a);
+  m.def(
+      "stack",
+      [](nb::handle target, nb::tuple sources, nb::handle padding) {
+        PyObject* item = padding.is_none() ? nullptr : padding.ptr();
+        return done(ndtorch::stack_arrays(target.ptr(), sources.ptr(), item));
+      },
+      "target"_a, "sources"_a, "padding"_a.none());
+  m.def(
+      "fill_planes",
+      [](nb::handle target, nb::handle pixels, bool is_interleaved, int channels, float divisor,
+         float factor, const std::vector<float>& mean, const std::vector<float>& std) {
+        const ndtorch::Affine steps = affine(channels, divisor, factor, mean, std);
+        return done(ndtorch::fill_planes(target.ptr(), pixels.ptr(), is_interleaved, steps));
+      },
+      "target"_a, "pixels"_a, "is_interleaved"_a, "channels"_a, "divisor"_a, "factor"_a, "mean"_a,
+      "std"_a);
+  m.def(
+      "fill_pixels",
+      [](nb::handle target, nb::handle planes, int channels, const std::vector<float>& mean,
+         const std::vector<float>& std) {
+        const ndtorch::Affine steps = affine(channels, 0, 1, mean, std);
+        return done(ndtorch::fill_pixels(target.ptr(), planes.ptr(), steps));
+      },
+      "target"_a, "planes"_a, "channels"_a, "mean"_a, "std"_a);
 
   m.def("map_private", &map_private, "path"_a, "offset"_a, "nbytes"_a, "device"_a, "inode"_a);
   m.def("mapping_at", &mapping_at, "address"_a);

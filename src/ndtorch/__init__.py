@@ -4,6 +4,7 @@ Shares memory when that is sound, copies once when it is not, says which and why
 """
 
 from ._act import Masked
+from ._collate import collate
 from ._convert import explain, shares_memory, to_numpy, to_torch
 from ._doctor import doctor
 from ._errors import (
@@ -18,6 +19,7 @@ from ._errors import (
     UnsupportedTypeError,
 )
 from ._plan import Plan
+from ._stack import stack
 from ._trace import trace
 
 __version__ = "0.1.0"
@@ -33,9 +35,11 @@ __all__ = [
     "ShapeMismatchError",
     "UnsupportedDtypeError",
     "UnsupportedTypeError",
+    "collate",
     "doctor",
     "explain",
     "shares_memory",
+    "stack",
     "to_numpy",
     "to_torch",
     "trace",

@@ -120,14 +120,21 @@ def _array_to_torch(planned: Plan, source: AnyArray) -> torch.Tensor:
         return _bridge.share(view.copy() if private is None else private)
     if planned.action == "copy distinct":
         one = tuple(slice(0, 1) if i in spec.broadcast_axes else slice(None) for i in range(view.ndim))
-        return _bridge.share(_fresh_copy(planned, view[one])).to(device).expand(view.shape)
-    if planned.action == "copy":
-        view = _fresh_copy(planned, view)
-    return _bridge.share(view).to(device)
+        return _fresh_tensor(planned, view[one]).to(device).expand(view.shape)
+    return (_fresh_tensor(planned, view) if planned.action == "copy" else _bridge.share(view)).to(device)
+
+
+def _fresh_tensor(planned: Plan, view: AnyArray) -> torch.Tensor:
+    """One pass into new row-major memory of the target's dtype."""
+    row = BY_NAME[planned.dtype]
+    tensor, fresh = _bridge.fresh(view.shape, row)
+    options = planned.options
+    copy_into(fresh, view, casting=options.casting, subject=options.subject, what=planned.source)
+    return tensor
 
 
 def _fresh_copy(planned: Plan, view: AnyArray) -> AnyArray:
-    """One pass into new row-major memory of the target's dtype."""
+    """The same as an array, for dtypes that torch does not have as well."""
     spec, options = planned.source, planned.options
     target = target_dtype(spec, options)
     dtype = target.numpy if isinstance(target, DType) else target
@@ -145,7 +152,8 @@ def _tensor_to_torch(planned: Plan, source: torch.Tensor) -> torch.Tensor:
     device = options.device or source.device
     if planned.action == "share" and dtype == source.dtype:
         return source.to(device)  # the tensor itself, unless it is empty and elsewhere
-    real = source.real if source.is_complex() and not dtype.is_complex else source
+    drops_imaginary = source.is_complex() and not dtype.is_complex and dtype != torch.bool
+    real = source.real if drops_imaginary else source
     try:
         result = real.to(dtype=dtype, copy=True)
     except (RuntimeError, TypeError) as error:
@@ -212,7 +220,7 @@ def _array_to_numpy(planned: Plan, source: AnyArray) -> AnyArray:
     if spec.form not in ("number", "foreign number"):
         return source.astype(target)
     fresh = np.empty(source.shape, target)
-    copy_into(fresh, source, casting=options.casting, subject=options.subject, what=spec)
+    copy_into(fresh, np.asarray(source), casting=options.casting, subject=options.subject, what=spec)
     return fresh
 
 

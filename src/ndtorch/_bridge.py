@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from . import _native
-from ._dtypes import BY_TORCH, TABLE, DType, from_numpy_dtype
+from ._dtypes import BY_TORCH, KIND_ORDER, TABLE, DType, from_numpy_dtype
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,6 +93,22 @@ def share(array: np.ndarray[Any, Any]) -> torch.Tensor:
     if array.size == 0:
         return torch.empty(array.shape, dtype=row.torch, device="cpu")
     return torch.from_numpy(np.asarray(_Writable(array))).view(row.torch)
+
+
+def fresh(shape: tuple[int, ...], row: DType) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+    """Make a tensor on the CPU that nothing is written to yet, and the array over its memory.
+
+    Memory:
+        New, shared by the two, dense in row-major order, on huge pages where it is large.
+
+    Raises:
+        MemoryError: There is not so much memory.
+    """
+    tensor = _native.fresh(shape, row.scalar_type) if _is_native["to_numpy"] and 0 not in shape else None
+    if tensor is not None:
+        return tensor, alias(tensor, writable=True)
+    array = np.empty(shape, row.numpy)
+    return share(array), array
 
 
 def alias(tensor: torch.Tensor, *, writable: bool) -> np.ndarray[Any, Any]:
@@ -177,7 +193,8 @@ def _require(holds: bool, what: str) -> None:
 def _native_row(row: DType) -> _native.Row:
     aliases = {np.dtype(code).num for code in np.typecodes["All"] if from_numpy_dtype(np.dtype(code)) is row}
     assert row.numpy is not None
-    return (sorted(aliases | {row.numpy.num}), row.numpy, row.scalar_type, *row.dlpack)
+    numbers: list[int] = sorted({*aliases, row.numpy.num})
+    return (numbers, row.numpy, row.torch, row.scalar_type, KIND_ORDER[row.kind], *row.dlpack)
 
 
 def _address(array: np.ndarray[Any, Any]) -> int:
@@ -288,11 +305,12 @@ def _accelerators() -> tuple[dict[str, Any], ...]:
 
 def _start() -> None:
     """Turn on what proves itself, dtype by dtype and direction by direction."""
+    rows = {row.name: row for row in TABLE if row.numpy is not None}
+    _native.set_dtypes([_native_row(row) for row in rows.values()])
+    _native.set_thread_count(torch.get_num_threads)
     if os.environ.get("NDTORCH_FAST") == "0":
         _notes.append("NDTORCH_FAST=0 switches the native bridge off")
         return
-    rows = {row.name: row for row in TABLE if row.numpy is not None}
-    _native.set_dtypes([_native_row(row) for row in rows.values()])
     with torch.inference_mode(False):
         _is_native["to_torch"] = _enable("to_torch", _native.enable_to_torch, _test_to_torch)
         if not _is_native["to_torch"]:

@@ -8,6 +8,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from . import _native
 from ._dtypes import KIND_ORDER, Kind, from_numpy_dtype
 from ._errors import LossyCastError
 
@@ -61,18 +62,24 @@ def why_not_cast(source: np.dtype[Any], target: np.dtype[Any], casting: str) -> 
 def copy_into(target: AnyArray, source: AnyArray, *, casting: str, subject: str, what: object) -> None:
     """Fill ``target`` with ``source``, cast on the way; under ``exact`` prove that nothing was lost.
 
-    Casts that ``why_not_cast`` forbids never get here. Out-of-range values follow NumPy's unsafe cast.
+    The native kernels do what they can: every dtype of the table in any layout, in one pass on several threads.
+    NumPy does the rest, such as longdouble and text, and finds the first value that an exact cast would lose.
+    Casts that ``why_not_cast`` forbids never get here. Out-of-range values follow NumPy's unsafe cast on x86.
 
     Raises:
         LossyCastError: Under ``exact``, with the first index and value that did not survive.
     """
-    real = source.real if source.dtype.kind == "c" and target.dtype.kind in "biuf" else source
+    exact = casting == "exact" and target.dtype != source.dtype.newbyteorder("=")
+    has_kernel = target.dtype.isnative and all(from_numpy_dtype(array.dtype) for array in (source, target))
+    if has_kernel and _native.copy(target, source, exact):
+        return
+    real = source.real if source.dtype.kind == "c" and target.dtype.kind in "iuf" else source
     with np.errstate(all="ignore"):
         try:
             np.copyto(target, real, casting="unsafe")
         except TypeError:  # ml_dtypes has no such cast; float32 holds all of its small formats exactly
             np.copyto(target, real.astype(np.float32), casting="unsafe")
-    if casting == "exact" and target.dtype != source.dtype.newbyteorder("="):
+    if exact:
         check_exact(source, target, subject=subject, what=what)
 
 

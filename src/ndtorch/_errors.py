@@ -84,6 +84,12 @@ class NdtorchError(Exception):
             self.add_note(f"at source{self.path}")
         return self
 
+    def renamed(self, subject: str) -> NdtorchError:
+        """Say that it happened in ``subject``, which called what raised this."""
+        self.subject = subject
+        self.args = (self._message(),)
+        return self
+
 
 def _rebuild(cls: type[NdtorchError], message: str, state: dict[str, Any]) -> NdtorchError:
     error = cls.__new__(cls, message)

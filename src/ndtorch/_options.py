@@ -108,7 +108,7 @@ def _torch_options(
         to="torch",
         dtype=None if dtype is None else _dtypes.resolve(dtype, subject=subject),
         float_dtype=_resolve_float(subject, float_dtype),
-        device=_resolve_device(subject, device),
+        device=resolve_device(subject, device),
         copy=copy,
         casting=casting,
         readonly=readonly,
@@ -172,7 +172,7 @@ def _resolve_float(subject: str, dtype: object) -> DType | None:
     return row
 
 
-def _resolve_device(subject: str, device: object) -> str | None:
+def resolve_device(subject: str, device: object) -> str | None:
     if device is None:
         return None
     hint = "device='cpu' always works"

@@ -72,11 +72,12 @@ class Structure:
         return parts
 
 
-def take_apart(tree: Any, subject: str) -> Structure:
-    """Flatten a structure. Lists of numbers are leaves, since each is one array."""
+def take_apart(tree: Any, subject: str, *, lists_are_arrays: bool = True) -> Structure:
+    """Flatten a structure. Lists of numbers are leaves, since each is one array, unless every number is to be one."""
+    is_leaf = _is_one_array if lists_are_arrays else None
     while True:
         try:
-            leaves, treespec = optree.tree_flatten(tree, is_leaf=_is_one_array, none_is_leaf=True, namespace=NAMESPACE)
+            leaves, treespec = optree.tree_flatten(tree, is_leaf=is_leaf, none_is_leaf=True, namespace=NAMESPACE)
         except RecursionError:
             raise NdtorchError(
                 subject, "the structure contains itself or is nested too deeply", hint="convert its parts one by one"

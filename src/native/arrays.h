@@ -1,0 +1,51 @@
+// Kernels on NumPy arrays: finds out how arrays lie in memory, releases the GIL for what is large,
+// and lets Ctrl-C through.
+#pragma once
+
+#include <Python.h>
+
+#include "copy.h"
+#include "kernels.h"
+#include "numpy_api.h"
+
+namespace ndtorch {
+
+// Whose `torch.get_num_threads` says how many threads to use.
+void set_thread_count(PyObject* get_num_threads);
+
+// kInterrupted comes with a Python exception set.
+Outcome copy_with_python(const CopyRequest& request, int64_t nbytes);
+
+// The memory of an array as the source or target of a copy; the array must be of the table's
+// dtypes.
+bool is_copyable(PyArrayObject* array);
+CopyRequest copy_request(PyArrayObject* source);
+
+// What a call did; an error has its exception set.
+enum class Filled { kDone, kLossy, kError };
+
+// Fills `target` from `source` of the same shape. Both are of the table's dtypes; the target is in
+// native order, is writable, and has no byte in common with the source.
+Filled copy_array(PyObject* target, PyObject* source, bool exact);
+
+// Fills target[i] from sources[i]. With `padding`, an array of one item of the target's dtype, a
+// source may be shorter along its first axis, and the rest becomes that item.
+Filled stack_arrays(PyObject* target, PyObject* sources, PyObject* padding);
+
+// Whether all objects of a tuple are exact arrays of the table's dtypes that a kernel can read, and
+// which is the first whose shape differs from the first one's; the length where none does.
+struct Survey {
+  bool is_plain;
+  Py_ssize_t odd_one;
+  uint64_t dtypes;  // a bit for each Dtype that occurs
+};
+Survey survey(PyObject* arrays);
+
+// NHWC pixels to planes (`target` is NCHW) or to interleaved pixels (`target` is NHWC), both dense.
+Filled fill_planes(PyObject* target, PyObject* pixels, bool is_interleaved, const Affine& affine);
+
+// The way back: `planes` seen as NHWC, float32, float16 or bfloat16, to dense NHWC pixels. kLossy
+// where the planes lie in a way that no kernel reads.
+Filled fill_pixels(PyObject* target, PyObject* planes, const Affine& affine);
+
+}  // namespace ndtorch

@@ -1,0 +1,122 @@
+#include "fresh.h"
+
+#include <cstdlib>
+#include <new>
+
+#include "arrays.h"
+#include "bridge.h"
+#include "dtype_table.h"
+#include "memory.h"
+#include "numpy_api.h"
+
+namespace ndtorch {
+namespace {
+
+// Keeps the memory of a tensor; its shape follows the struct.
+struct Owner {
+  dlpack::ManagedTensor managed;
+  Block block;
+  bool handed_over;
+};
+
+// torch calls this when the tensor's storage dies, on any thread. Nothing here is Python's.
+void free_memory(dlpack::ManagedTensor* managed) {
+  auto* owner = static_cast<Owner*>(managed->manager_ctx);
+  // torch may fail after its storage took over; then the memory is still the caller's to free.
+  if (!owner->handed_over) return;
+  release(owner->block);
+  std::free(owner);
+}
+
+// Whether the memory is NumPy's own, not a file's or another library's that may be gone.
+bool is_plain_memory(PyArrayObject* array) {
+  PyObject* base = PyArray_BASE(array);
+  while (base != nullptr && PyArray_CheckExact(base)) {
+    base = PyArray_BASE(reinterpret_cast<PyArrayObject*>(base));
+  }
+  return base == nullptr;
+}
+
+// Whether no item stands for several: those copies are compact, and Python's.
+bool is_distinct(PyArrayObject* array) {
+  for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
+    if (PyArray_STRIDE(array, axis) == 0 || PyArray_DIM(array, axis) == 0) return false;
+  }
+  return true;
+}
+
+}  // namespace
+
+PyObject* fresh_tensor(int ndim, const int64_t* shape, Dtype dtype, void** data) {
+  if (!can_wrap()) return nullptr;
+  int64_t nbytes = item_size(dtype);
+  for (int i = 0; i < ndim; ++i) {
+    if (__builtin_mul_overflow(nbytes, shape[i], &nbytes)) return nullptr;
+  }
+  void* memory = std::malloc(sizeof(Owner) + 2 * static_cast<size_t>(ndim) * sizeof(int64_t));
+  if (memory == nullptr) return nullptr;
+  Owner* owner = new (memory) Owner;
+  owner->block = allocate(static_cast<size_t>(nbytes));
+  if (owner->block.data == nullptr) {
+    std::free(owner);
+    return nullptr;
+  }
+  auto* sizes = reinterpret_cast<int64_t*>(owner + 1);
+  int64_t* strides = sizes + ndim;
+  int64_t stride = 1;
+  for (int i = ndim; i-- > 0;) {
+    sizes[i] = shape[i];
+    strides[i] = stride;
+    stride *= shape[i];
+  }
+  owner->managed = {.version = {dlpack::kMajorVersion, 0},
+                    .manager_ctx = owner,
+                    .deleter = free_memory,
+                    .flags = 0,
+                    .tensor = {.data = owner->block.data,
+                               .device = {dlpack::kCpu, 0},
+                               .ndim = ndim,
+                               .dtype = dlpack_type_of(dtype),
+                               .shape = sizes,
+                               .strides = strides,
+                               .byte_offset = 0}};
+  owner->handed_over = false;
+  *data = owner->block.data;
+  PyObject* tensor = wrap(&owner->managed);
+  if (tensor == nullptr) {
+    release(owner->block);
+    std::free(owner);
+    return nullptr;
+  }
+  owner->handed_over = true;
+  return tensor;
+}
+
+bool has_dtype(PyObject* object, PyObject* torch_dtype) {
+  if (!PyArray_CheckExact(object)) return false;
+  const auto own = dtype_of(PyArray_DESCR(reinterpret_cast<PyArrayObject*>(object)));
+  return own && own == dtype_of_torch(torch_dtype);
+}
+
+PyObject* copy_plain_array(PyObject* object, PyObject* torch_dtype) {
+  if (!can_wrap() || !PyArray_CheckExact(object)) return nullptr;
+  auto* array = reinterpret_cast<PyArrayObject*>(object);
+  if (!is_copyable(array) || !is_plain_memory(array) || !is_distinct(array)) return nullptr;
+  const Dtype from = *dtype_of(PyArray_DESCR(array));
+  const auto to = torch_dtype == Py_None ? from : dtype_of_torch(torch_dtype);
+  if (!to || (*to != from && !is_same_kind(from, *to))) return nullptr;
+  CopyRequest request = copy_request(array);
+  PyObject* tensor = fresh_tensor(request.ndim, request.shape, *to, &request.dst);
+  if (tensor == nullptr) return nullptr;
+  int64_t strides[kMaxDims];
+  int64_t nbytes = item_size(*to);
+  for (int i = request.ndim; i-- > 0; nbytes *= request.shape[i]) strides[i] = nbytes;
+  request.dst_strides = strides;
+  request.dst_dtype = *to;
+  if (copy_with_python(request, nbytes + PyArray_NBYTES(array)) == Outcome::kInterrupted) {
+    Py_CLEAR(tensor);
+  }
+  return tensor;
+}
+
+}  // namespace ndtorch

@@ -1,0 +1,23 @@
+// Tensors over memory of our own: aligned, on huge pages where large, handed to torch as it is.
+#pragma once
+
+#include <Python.h>
+
+#include <cstdint>
+
+#include "dtypes.h"
+
+namespace ndtorch {
+
+// An uninitialised tensor, dense in row-major order, and where its memory is. nullptr with no
+// exception set where the bridge is off, the shape overflows or there is no memory.
+PyObject* fresh_tensor(int ndim, const int64_t* shape, Dtype dtype, void** data);
+
+// A copy of a plain array as `to_torch` makes it, cast to a torch.dtype unless that is None.
+// nullptr with no exception set where the array or the cast is not plain, so Python's to decide.
+PyObject* copy_plain_array(PyObject* array, PyObject* torch_dtype);
+
+// Whether casting a plain array to a torch.dtype leaves it as it is.
+bool has_dtype(PyObject* array, PyObject* torch_dtype);
+
+}  // namespace ndtorch

@@ -1,0 +1,336 @@
+"""Stack: many arrays into one tensor, in one pass, whatever their layouts and dtypes."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.autograd.graph import increment_version
+
+from . import _bridge, _memory, _native
+from ._casting import why_not_cast
+from ._convert import to_numpy, to_torch
+from ._dtypes import BY_TORCH, TABLE, DType, from_numpy_dtype, resolve
+from ._errors import (
+    InvalidOptionError,
+    LossyCastError,
+    NdtorchError,
+    ShapeMismatchError,
+    UnsupportedDtypeError,
+    UnsupportedTypeError,
+)
+from ._options import resolve_device
+from ._spec import describe
+
+AnyArray = npt.NDArray[Any]
+
+_LOOK_AT = 1 << 20  # items of an ``out`` of unusual strides whose places are compared one by one
+
+
+def stack(
+    arrays: Iterable[Any],
+    /,
+    *,
+    dim: int = 0,
+    dtype: Any = None,
+    device: Any = None,
+    pad_value: Any = None,
+    out: torch.Tensor | None = None,
+) -> Any:
+    """Stack equally shaped arrays into one new tensor, in one pass.
+
+    Each array may have a layout and a dtype of its own: any strides, byte order and alignment.
+
+    Memory:
+        Always new memory, written once; ``out=`` writes into yours instead. Nothing is written before all has been
+        checked.
+
+    Args:
+        arrays: n arrays, tensors, numbers or nested lists of numbers, all of one shape S. Times of one unit count as
+            their integers, complex32 as complex64.
+        dim: Where the new dimension of size n goes in the result, from -(ndim + 1) to ndim.
+        dtype: Dtype of the result, under the ``same_kind`` rules of `to_torch`. None takes the smallest dtype that
+            holds every value of every array, whatever their order.
+        device: Where the result lies; None is the CPU, or where ``out`` is.
+        pad_value: Lets the arrays differ in size along their first axis, and fills the rest of the shorter ones.
+        out: A tensor of the result's shape and dtype to write into. Its items may lie anywhere, but not on each other.
+
+    Returns:
+        The tensor; with ``pad_value=`` the tensor and the lengths, an int64 tensor of shape (n,).
+
+    Raises:
+        ShapeMismatchError: Names the first array whose shape differs, in ``index``, ``expected`` and ``got``.
+        LossyCastError: ``dtype=`` or ``pad_value=`` would lose values.
+        InvalidOptionError: ``out`` or ``dim`` does not fit.
+        UnsupportedTypeError: One of them is no array of numbers; its ``path`` says which.
+
+    >>> import numpy as np, ndtorch as nd
+    >>> nd.stack([np.zeros(3), np.ones(3)]).shape
+    torch.Size([2, 3])
+    >>> nd.stack([np.array([1, 2, 3]), np.array([4])], pad_value=0)
+    (tensor([[1, 2, 3],
+            [4, 0, 0]]), tensor([3, 1]))
+    """
+    return stack_into(_bridge.fresh, arrays, dim, dtype, device, pad_value, out)
+
+
+def stack_into(
+    allocate: Callable[[tuple[int, ...], DType], tuple[torch.Tensor, AnyArray]],
+    arrays: Iterable[Any],
+    dim: int = 0,
+    dtype: Any = None,
+    device: Any = None,
+    pad_value: Any = None,
+    out: torch.Tensor | None = None,
+) -> Any:
+    """Do what `stack` does, with the result's memory from ``allocate``: a tensor and the array over it."""
+    wanted = None if dtype is None else resolve(dtype, subject="stack")
+    place = resolve_device("stack", device)
+    sources = _listed(arrays)
+    plain, odd, kinds = _native.survey(sources)
+    if not plain:
+        sources = _as_arrays(sources, wanted)
+        _, odd, kinds = _native.survey(sources)
+    shape, lengths = _shape_of(sources, odd, pad_value)
+    row = _promoted(kinds) if wanted is None else _checked_row(wanted, sources)
+    padding = None if pad_value is None else _padding(pad_value, row)
+    axis = _axis(dim, len(shape) + 1)
+    whole = (*shape[:axis], len(sources), *shape[axis:])
+    if out is not None:
+        check_out("stack", out, whole, row, place, sources)
+    if out is None or out.device.type != "cpu":
+        result, target = allocate(whole, row)
+    else:
+        result, target = out, _bridge.alias(out, writable=True)
+    if target.size:
+        _native.stack(np.moveaxis(target, axis, 0), sources, padding)
+    result = finish(result, out, place)
+    return result if lengths is None else (result, lengths)
+
+
+def finish(result: torch.Tensor, out: torch.Tensor | None, device: str | None) -> torch.Tensor:
+    """Move a result to where it was wanted: its device, or ``out``, which may be the result itself."""
+    if out is None:
+        return result if device is None else result.to(device)
+    if result is not out:
+        return out.copy_(result)
+    increment_version(out)  # the kernels wrote past autograd, which has to know
+    return out
+
+
+# --- the arrays
+
+
+def _listed(arrays: Any) -> tuple[Any, ...]:
+    if isinstance(arrays, torch.Tensor):
+        arrays = arrays.unbind() if arrays.ndim else arrays
+    try:
+        sources = tuple(arrays)
+    except TypeError:
+        raise UnsupportedTypeError(
+            "stack", f"cannot stack {describe(arrays)}", expected="a sequence of arrays", got=type(arrays).__name__
+        ) from None
+    if not sources:
+        raise ShapeMismatchError("stack", "there are no arrays", expected="at least one", got="none")
+    return sources
+
+
+def _as_arrays(sources: tuple[Any, ...], wanted: DType | None) -> tuple[AnyArray, ...]:
+    """Every source as an exact NumPy array of a dtype of the table, sharing memory where it can."""
+    times = {source.dtype.newbyteorder("=") for source in sources if _is_time(source)}
+    for i, source in enumerate(sources):
+        if times and (len(times) > 1 or not _is_time(source)):
+            fact = f"cannot stack {describe(source)} with time of another unit or none"
+            error = UnsupportedDtypeError("stack", fact, hint="array.astype('datetime64[ns]') gives all one unit")
+            raise error.at(f"[{i}]")
+    results = []
+    for i, source in enumerate(sources):
+        try:
+            results.append(_as_array(source, wanted))
+        except NdtorchError as error:
+            raise error.renamed("stack").at(f"[{i}]") from None
+    return tuple(results)
+
+
+def _is_time(source: Any) -> bool:
+    return isinstance(source, np.ndarray | np.generic) and source.dtype.kind in "Mm"
+
+
+def _as_array(source: Any, wanted: DType | None) -> AnyArray:
+    if isinstance(source, np.ndarray | np.generic) and not isinstance(source, np.ma.MaskedArray):
+        return _numbers_of(np.asarray(source), wanted)
+    if not isinstance(source, torch.Tensor):
+        source = to_torch(source, readonly="share")
+    if not isinstance(source, torch.Tensor):
+        fact = f"cannot stack a {type(source).__name__}"
+        raise UnsupportedTypeError("stack", fact, hint="ndtorch.collate stacks structures leaf by leaf")
+    return np.asarray(to_numpy(source))
+
+
+def _numbers_of(array: AnyArray, wanted: DType | None) -> AnyArray:
+    if from_numpy_dtype(array.dtype) is not None:
+        return array
+    if array.dtype.kind in "Mm":
+        if wanted is not None and wanted.name != "int64":
+            fact = f"dtype={wanted.name} cannot apply to {describe(array)}: it holds time, not numbers"
+            raise UnsupportedDtypeError("stack", fact, hint="leave dtype= away")
+        return array.view(array.dtype.str[0] + "i8")
+    if array.dtype.kind in "SUV":
+        fact = f"cannot stack {describe(array)}: it holds no numbers"
+        raise UnsupportedDtypeError("stack", fact, hint="ndtorch.collate keeps text in a list")
+    return np.asarray(to_numpy(to_torch(array, dtype=None if wanted is None else wanted.torch)))
+
+
+def _shape_of(sources: tuple[AnyArray, ...], odd: int, pad_value: Any) -> tuple[tuple[int, ...], torch.Tensor | None]:
+    """The one shape, or that of the longest, and the lengths where there is something to pad."""
+    first = sources[0].shape
+    if pad_value is None:
+        if odd < len(sources):
+            raise _odd_shape(odd, first, sources[odd].shape, "pad_value=0 fills up arrays that differ along axis 0")
+        return first, None
+    for i, source in enumerate(sources):
+        if source.ndim == 0 or source.shape[1:] != first[1:]:
+            hint = "pad_value= fills up the first axis only" if source.ndim else "pad_value= needs an axis to fill up"
+            raise _odd_shape(i, first, source.shape, hint)
+    lengths = [len(source) for source in sources]
+    return (max(lengths), *first[1:]), torch.tensor(lengths, dtype=torch.int64)
+
+
+def _odd_shape(index: int, expected: tuple[int, ...], got: tuple[int, ...], hint: str) -> ShapeMismatchError:
+    fact = f"array {index} has another shape than array 0" if index else f"array {index} has no first axis"
+    return ShapeMismatchError("stack", fact, expected=expected, got=got, hint=hint, index=index)
+
+
+# --- the dtype
+
+
+def _checked_row(wanted: DType, sources: tuple[AnyArray, ...]) -> DType:
+    if wanted.numpy is None:
+        fact = f"dtype={wanted.name} has no NumPy counterpart to fill it from"
+        raise UnsupportedDtypeError("stack", fact, hint="dtype='complex64' holds it exactly")
+    for dtype in dict.fromkeys(source.dtype for source in sources):
+        why = why_not_cast(dtype, wanted.numpy, "same_kind")
+        if why:
+            i, source = next((i, source) for i, source in enumerate(sources) if source.dtype == dtype)
+            fact = f"cannot cast {describe(source)} to {wanted.name}: {why}"
+            hint = f"array.astype('{wanted.name}') insists"
+            raise LossyCastError("stack", fact, hint=hint, dtype=wanted.name).at(f"[{i}]")
+    return wanted
+
+
+@lru_cache(maxsize=256)
+def _promoted(kinds: int) -> DType:
+    """The smallest row that every dtype of a set casts to safely; the order of the table settles ties.
+
+    No float8 holds another dtype, though ml_dtypes calls such casts safe.
+    """
+    rows = [row for row in TABLE if row.numpy is not None and kinds >> row.scalar_type & 1]
+    if len(rows) == 1:
+        return rows[0]
+    wide = [row for row in TABLE if row.numpy is not None and not row.name.startswith("float8")]
+    holding = (row for row in wide if all(_holds(row, other) for other in rows))
+    return min(holding, key=lambda row: row.itemsize)
+
+
+def _holds(row: DType, other: DType) -> bool:
+    assert row.numpy is not None
+    assert other.numpy is not None
+    return row is other or np.can_cast(other.numpy, row.numpy, "safe")
+
+
+def _padding(value: Any, row: DType) -> AnyArray:
+    """The value that fills up, as an array of one item. Floats may round to another float, and that is all."""
+    given = np.asarray(value)
+    known = from_numpy_dtype(given.dtype)
+    item = np.empty((), row.numpy)
+    is_kept = False
+    if given.shape == () and known is not None and (known.kind != "complex" or row.kind == "complex"):
+        rounds = row.kind in ("float", "complex")
+        with np.errstate(all="ignore"):
+            is_kept = _native.copy(item, given, not rounds)
+            is_kept = is_kept and (not rounds or not np.isfinite(given) or bool(np.isfinite(item)))
+    if not is_kept:
+        fact = f"pad_value={value!r} is no value of {row.name}"
+        raise LossyCastError("stack", fact, hint="dtype= with a dtype that holds it", value=value, dtype=row.name)
+    return item
+
+
+# --- the result
+
+
+def _axis(dim: Any, ndim: int) -> int:
+    try:
+        axis = operator.index(dim)
+    except TypeError:
+        axis = ndim
+    if not -ndim <= axis < ndim:
+        raise InvalidOptionError(
+            "stack", f"dim={dim!r} is no place for the new dimension", expected=f"{-ndim} to {ndim - 1}", got=dim
+        )
+    return axis % ndim
+
+
+def check_out(
+    subject: str, out: Any, shape: tuple[int, ...], row: DType, device: str | None, sources: Sequence[AnyArray]
+) -> None:
+    """Raise unless a result can be written into ``out`` and nothing else is written.
+
+    Raises:
+        ShapeMismatchError: It has another shape.
+        InvalidOptionError: It is no dense tensor of the dtype on the device, or shares memory with a source.
+    """
+
+    def wrong(fact: str, expected: object = None, got: object = None, hint: str | None = None) -> InvalidOptionError:
+        return InvalidOptionError(subject, f"out {fact}", expected=expected, got=got, hint=hint)
+
+    if not isinstance(out, torch.Tensor):
+        raise wrong("is no tensor", "a torch.Tensor", type(out).__name__, "out=ndtorch.to_torch(array) shares an array")
+    if out.layout is not torch.strided or out.is_conj() or out.is_neg():
+        got = "a lazily conjugated one" if out.layout is torch.strided else str(out.layout)
+        raise wrong(f"has no plain memory to write into: {describe(out)}", "a dense tensor", got)
+    if out.requires_grad:
+        raise wrong("requires grad: autograd could not see the write", hint="out=tensor.detach()")
+    if tuple(out.shape) != shape:
+        raise ShapeMismatchError(subject, "out has another shape than the result", expected=shape, got=tuple(out.shape))
+    if out.dtype != row.torch:
+        known = BY_TORCH.get(out.dtype)
+        hint = None if known is None else f"dtype={known.name!r} casts to it"
+        raise wrong(f"is {out.dtype} and the result {row.torch}", row.name, str(out.dtype).removeprefix("torch."), hint)
+    if device is not None and torch.device(device).type != out.device.type:
+        raise wrong(f"lies on {out.device}, not where device={device!r} says", device, str(out.device))
+    if _overlaps_itself(out):
+        raise wrong("has items that lie on each other", "distinct items", describe(out), "out=tensor.contiguous()")
+    if out.device.type == "cpu" and out.numel():
+        target = _bridge.alias(out, writable=True)
+        for i, source in enumerate(sources):
+            if np.may_share_memory(target, source) and _memory.overlap(_footprint(target), _footprint(source)):
+                raise wrong(f"shares memory with source {i}", hint="out=torch.empty_like(out)")
+
+
+def _footprint(array: AnyArray) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
+    return array.__array_interface__["data"][0], array.shape, array.strides, array.itemsize
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    axes = sorted((stride, n) for n, stride in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
+    extent = 1
+    for stride, n in axes:
+        if stride < extent:
+            break
+        extent = stride * (n - 1) + extent
+    else:
+        return False
+    if tensor.numel() == 0:
+        return False
+    if math.prod(n for _, n in axes) > _LOOK_AT:
+        return True  # too many to look at: refused rather than written twice
+    places = np.zeros(1, np.int64)
+    for stride, n in axes:
+        places = (places[:, None] + np.arange(n) * stride).ravel()
+    return np.unique(places).size < places.size
