@@ -45,6 +45,7 @@ ORDER = (
     "ndtorch._convert",
     "ndtorch._stack",
     "ndtorch._collate",
+    "ndtorch._images",
     "ndtorch._doctor",
     "ndtorch.files.npy",
     "ndtorch.files.npz",

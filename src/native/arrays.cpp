@@ -246,11 +246,8 @@ Filled fill_planes(PyObject* target, PyObject* pixels, bool is_interleaved, cons
   auto* to = reinterpret_cast<PyArrayObject*>(target);
   auto* from = reinterpret_cast<PyArrayObject*>(pixels);
   const npy_intp* shape = PyArray_DIMS(from);
-  const npy_intp* out = PyArray_DIMS(to);
-  if (PyArray_NDIM(from) != 4 || PyArray_NDIM(to) != 4 || !PyArray_IS_C_CONTIGUOUS(to) ||
-      out[0] != shape[0] || out[is_interleaved ? 3 : 1] != shape[3] ||
-      out[is_interleaved ? 1 : 2] != shape[1] || out[is_interleaved ? 2 : 3] != shape[2] ||
-      shape[3] != affine.channels) {
+  if (PyArray_NDIM(from) != 4 || !PyArray_IS_C_CONTIGUOUS(to) ||
+      PyArray_SIZE(to) != PyArray_SIZE(from) || shape[3] != affine.channels) {
     return refuse("shapes of pixels and planes differ");
   }
   PixelsRequest request{};
@@ -273,9 +270,8 @@ Filled fill_pixels(PyObject* target, PyObject* planes, const Affine& affine) {
   if (!is_target(target) || !is_source(planes)) return refuse("not arrays of planes");
   auto* to = reinterpret_cast<PyArrayObject*>(target);
   auto* from = reinterpret_cast<PyArrayObject*>(planes);
-  if (PyArray_NDIM(from) != 4 || PyArray_NDIM(to) != 4 || !PyArray_IS_C_CONTIGUOUS(to) ||
-      !std::equal(PyArray_DIMS(to), PyArray_DIMS(to) + 4, PyArray_DIMS(from)) ||
-      PyArray_DIM(from, 3) != affine.channels) {
+  if (PyArray_NDIM(from) != 4 || !PyArray_IS_C_CONTIGUOUS(to) ||
+      PyArray_SIZE(to) != PyArray_SIZE(from) || PyArray_DIM(from, 3) != affine.channels) {
     return refuse("shapes of planes and pixels differ");
   }
   DisplayRequest request{};

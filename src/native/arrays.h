@@ -41,10 +41,11 @@ struct Survey {
 };
 Survey survey(PyObject* arrays);
 
-// NHWC pixels to planes (`target` is NCHW) or to interleaved pixels (`target` is NHWC), both dense.
+// NHWC pixels to planes (`target` is NCHW or, for one picture, CHW) or to interleaved pixels (NHWC
+// or HWC); the target is dense in row-major order.
 Filled fill_planes(PyObject* target, PyObject* pixels, bool is_interleaved, const Affine& affine);
 
-// The way back: `planes` seen as NHWC, float32, float16 or bfloat16, to dense NHWC pixels. kLossy
+// The way back: `planes` seen as NHWC, float32, float16 or bfloat16, to dense pixels. kLossy
 // where the planes lie in a way that no kernel reads.
 Filled fill_pixels(PyObject* target, PyObject* planes, const Affine& affine);
 

@@ -79,11 +79,18 @@ std::optional<uintptr_t> const_data_ptr(nb::handle tensor) {
   return reinterpret_cast<uintptr_t>(pointer);
 }
 
-nb::object fresh(const std::vector<int64_t>& shape, int scalar_type) {
+// A tensor and the array over its memory.
+nb::object fresh(nb::tuple shape, int scalar_type) {
+  int64_t sizes[ndtorch::kMaxDims];
+  const size_t ndim = shape.size();
+  if (ndim > ndtorch::kMaxDims) return nb::none();
+  for (size_t i = 0; i < ndim; ++i) sizes[i] = nb::cast<int64_t>(shape[i]);
   void* data;
-  const auto dtype = static_cast<ndtorch::Dtype>(scalar_type);
-  const auto ndim = static_cast<int>(shape.size());
-  return none_if_null(ndtorch::fresh_tensor(ndim, shape.data(), dtype, &data));
+  nb::object tensor = none_if_null(ndtorch::fresh_tensor(
+      static_cast<int>(ndim), sizes, static_cast<ndtorch::Dtype>(scalar_type), &data));
+  if (tensor.is_none()) return tensor;
+  nb::object array = none_if_null(ndtorch::alias(tensor.ptr(), true));
+  return array.is_none() ? array : nb::make_tuple(tensor, array);
 }
 
 // False where a value would be lost, or where no kernel does it.
@@ -101,9 +108,10 @@ nb::tuple survey(nb::tuple arrays) {
 ndtorch::Affine affine(int channels, float divisor, float factor, const std::vector<float>& mean,
                        const std::vector<float>& std) {
   ndtorch::Affine result;
-  if (channels < 1 || channels > ndtorch::kMaxChannels ||
-      static_cast<int>(mean.size()) > channels || static_cast<int>(std.size()) > channels) {
-    throw nb::value_error("not a number of channels");
+  const auto count = static_cast<size_t>(channels);
+  if (channels < 1 || channels > ndtorch::kMaxChannels || (!mean.empty() && mean.size() != count) ||
+      (!std.empty() && std.size() != count)) {
+    throw nb::value_error("not a number for each channel");
   }
   result.channels = channels;
   result.divides = divisor != 0;
@@ -112,6 +120,7 @@ ndtorch::Affine affine(int channels, float divisor, float factor, const std::vec
   result.has_std = !std.empty();
   std::copy(mean.begin(), mean.end(), result.mean);
   std::copy(std.begin(), std.end(), result.std);
+  ndtorch::kernels().find_reciprocals(result);
   return result;
 }
 
@@ -157,23 +166,20 @@ NB_MODULE(_native, m) {
         return done(ndtorch::stack_arrays(target.ptr(), sources.ptr(), item));
       },
       "target"_a, "sources"_a, "padding"_a.none());
+  nb::class_<ndtorch::Affine>(m, "Affine");
+  m.def("affine", &affine, "channels"_a, "divisor"_a, "factor"_a, "mean"_a, "std"_a);
   m.def(
       "fill_planes",
-      [](nb::handle target, nb::handle pixels, bool is_interleaved, int channels, float divisor,
-         float factor, const std::vector<float>& mean, const std::vector<float>& std) {
-        const ndtorch::Affine steps = affine(channels, divisor, factor, mean, std);
+      [](nb::handle target, nb::handle pixels, bool is_interleaved, const ndtorch::Affine& steps) {
         return done(ndtorch::fill_planes(target.ptr(), pixels.ptr(), is_interleaved, steps));
       },
-      "target"_a, "pixels"_a, "is_interleaved"_a, "channels"_a, "divisor"_a, "factor"_a, "mean"_a,
-      "std"_a);
+      "target"_a, "pixels"_a, "is_interleaved"_a, "steps"_a);
   m.def(
       "fill_pixels",
-      [](nb::handle target, nb::handle planes, int channels, const std::vector<float>& mean,
-         const std::vector<float>& std) {
-        const ndtorch::Affine steps = affine(channels, 0, 1, mean, std);
+      [](nb::handle target, nb::handle planes, const ndtorch::Affine& steps) {
         return done(ndtorch::fill_pixels(target.ptr(), planes.ptr(), steps));
       },
-      "target"_a, "planes"_a, "channels"_a, "mean"_a, "std"_a);
+      "target"_a, "planes"_a, "steps"_a);
 
   m.def("map_private", &map_private, "path"_a, "offset"_a, "nbytes"_a, "device"_a, "inode"_a);
   m.def("mapping_at", &mapping_at, "address"_a);

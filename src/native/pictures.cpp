@@ -72,7 +72,7 @@ void gather_pixels(const PixelsRequest& request, const char* src, Dtype dtype, i
 
 }  // namespace
 
-Outcome pixels_to_planes(PixelsRequest request, int threads, Interrupt interrupt) {
+Outcome pixels_to_planes(const PixelsRequest& request, int threads, Interrupt interrupt) {
   const int64_t height = request.shape[1], width = request.shape[2], channels = request.shape[3];
   const int64_t* strides = request.src_strides;
   const bool is_integer = request.src_dtype == Dtype::kUint8 || request.src_dtype == Dtype::kUint16;
@@ -83,7 +83,6 @@ Outcome pixels_to_planes(PixelsRequest request, int threads, Interrupt interrupt
   const bool is_gapless = is_dense && strides[1] == width * channels * size;
   const Runs runs(height, width, is_gapless);
   const Kernels& table = kernels();
-  if (request.src_dtype == Dtype::kUint8) table.find_reciprocals(request.affine);
   const PixelKernel kernel =
       table.pixels[index_among(read_as, Dtype::kUint8, Dtype::kUint16)][index_among(
           request.dst_dtype, Dtype::kFloat32, Dtype::kFloat16)][request.is_interleaved ? 1 : 0];

@@ -22,7 +22,7 @@ struct PixelsRequest {
   Affine affine;
 };
 
-Outcome pixels_to_planes(PixelsRequest request, int threads, Interrupt interrupt);
+Outcome pixels_to_planes(const PixelsRequest& request, int threads, Interrupt interrupt);
 
 // Planes, or interleaved channels, back to dense NHWC pixels.
 struct DisplayRequest {

@@ -18,6 +18,7 @@ from ._errors import (
     UnsupportedDtypeError,
     UnsupportedTypeError,
 )
+from ._images import image_to_numpy, image_to_torch
 from ._plan import Plan
 from ._stack import stack
 from ._trace import trace
@@ -38,6 +39,8 @@ __all__ = [
     "collate",
     "doctor",
     "explain",
+    "image_to_numpy",
+    "image_to_torch",
     "shares_memory",
     "stack",
     "to_numpy",

@@ -104,9 +104,10 @@ def fresh(shape: tuple[int, ...], row: DType) -> tuple[torch.Tensor, np.ndarray[
     Raises:
         MemoryError: There is not so much memory.
     """
-    tensor = _native.fresh(shape, row.scalar_type) if _is_native["to_numpy"] and 0 not in shape else None
-    if tensor is not None:
-        return tensor, alias(tensor, writable=True)
+    if _is_native["to_numpy"] and 0 not in shape:
+        pair = _native.fresh(shape, row.scalar_type)
+        if pair is not None:
+            return pair
     array = np.empty(shape, row.numpy)
     return share(array), array
 

@@ -109,7 +109,7 @@ def stack_into(
     else:
         result, target = out, _bridge.alias(out, writable=True)
     if target.size:
-        _native.stack(np.moveaxis(target, axis, 0), sources, padding)
+        _native.stack(np.moveaxis(target, axis, 0) if axis else target, sources, padding)
     result = finish(result, out, place)
     return result if lengths is None else (result, lengths)
 
@@ -286,31 +286,39 @@ def check_out(
         InvalidOptionError: It is no dense tensor of the dtype on the device, or shares memory with a source.
     """
 
-    def wrong(fact: str, expected: object = None, got: object = None, hint: str | None = None) -> InvalidOptionError:
-        return InvalidOptionError(subject, f"out {fact}", expected=expected, got=got, hint=hint)
-
-    if not isinstance(out, torch.Tensor):
-        raise wrong("is no tensor", "a torch.Tensor", type(out).__name__, "out=ndtorch.to_torch(array) shares an array")
-    if out.layout is not torch.strided or out.is_conj() or out.is_neg():
-        got = "a lazily conjugated one" if out.layout is torch.strided else str(out.layout)
-        raise wrong(f"has no plain memory to write into: {describe(out)}", "a dense tensor", got)
-    if out.requires_grad:
-        raise wrong("requires grad: autograd could not see the write", hint="out=tensor.detach()")
-    if tuple(out.shape) != shape:
+    fact, expected, got, hint = _why_not_writable(out)
+    if not fact and tuple(out.shape) != shape:
         raise ShapeMismatchError(subject, "out has another shape than the result", expected=shape, got=tuple(out.shape))
-    if out.dtype != row.torch:
+    if not fact and out.dtype != row.torch:
         known = BY_TORCH.get(out.dtype)
+        fact, expected, got = f"is {out.dtype} and the result {row.torch}", row.name, str(out.dtype)[len("torch.") :]
         hint = None if known is None else f"dtype={known.name!r} casts to it"
-        raise wrong(f"is {out.dtype} and the result {row.torch}", row.name, str(out.dtype).removeprefix("torch."), hint)
-    if device is not None and torch.device(device).type != out.device.type:
-        raise wrong(f"lies on {out.device}, not where device={device!r} says", device, str(out.device))
-    if _overlaps_itself(out):
-        raise wrong("has items that lie on each other", "distinct items", describe(out), "out=tensor.contiguous()")
-    if out.device.type == "cpu" and out.numel():
+    if not fact and device is not None and torch.device(device).type != out.device.type:
+        fact, expected, got = f"lies on {out.device}, not where device={device!r} says", device, str(out.device)
+    if not fact and out.device.type == "cpu" and out.numel():
         target = _bridge.alias(out, writable=True)
         for i, source in enumerate(sources):
             if np.may_share_memory(target, source) and _memory.overlap(_footprint(target), _footprint(source)):
-                raise wrong(f"shares memory with source {i}", hint="out=torch.empty_like(out)")
+                fact, hint = f"shares memory with source {i}", "out=torch.empty_like(out)"
+    if fact:
+        raise InvalidOptionError(subject, f"out {fact}", expected=expected, got=got, hint=hint)
+
+
+def _why_not_writable(out: Any) -> tuple[str, Any, Any, str | None]:
+    """Say why nothing can be written into ``out``, or ``""``; what it should be, what it is, and what helps."""
+    if not isinstance(out, torch.Tensor):
+        hint = "out=ndtorch.to_torch(array) shares an array"
+        return "is no tensor", "a torch.Tensor", type(out).__name__, hint
+    if out.layout is not torch.strided or out.is_conj() or out.is_neg():
+        got = "a lazily conjugated one" if out.layout is torch.strided else str(out.layout)
+        return f"has no plain memory to write into: {describe(out)}", "a dense tensor", got, None
+    if out.is_meta:
+        return "is a meta tensor, which has no memory", None, None, "device='meta' makes one of the result's shape"
+    if out.requires_grad:
+        return "requires grad: autograd could not see the write", None, None, "out=tensor.detach()"
+    if _overlaps_itself(out):
+        return "has items that lie on each other", "distinct items", describe(out), "out=tensor.contiguous()"
+    return "", None, None, None
 
 
 def _footprint(array: AnyArray) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
