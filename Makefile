@@ -33,7 +33,8 @@ fix: .venv/built ## format, and fix what the linter can
 	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE))
 
 bench: .venv/built ## measure against the peers
-	$(BIN)/python benchmarks/bench.py
+	$(PIP) install -c constraints.txt --group bench
+	$(BIN)/python benchmarks/bench.py --growth --pictures --readme --json out/bench.json
 
 clean: ## remove everything that make made
 	rm -rf .venv build out dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .benchmarks

@@ -1,127 +1,102 @@
-"""Measure ndtorch beside its peers: both sides alternate in one process, medians are compared.
+"""Measure ndtorch beside its peers and the limit: the table, how cost grows with size, and both as pictures.
 
-``python benchmarks/bench.py`` prints the table; ``--json FILE`` also writes it; ``--readme`` puts it into the README.
+``python benchmarks/bench.py`` prints the table. ``--json FILE`` writes all figures, ``--growth`` measures 64 B to
+1 GiB on one and two threads as well, ``--pictures`` draws docs/speed.svg and docs/growth.svg, ``--readme`` puts the
+table into the README. ``--from FILE`` takes the figures of an earlier ``--json`` instead of measuring.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-import ndtorch as nd
+from ndtorch import _bench
+from ndtorch._bench import LIMIT, Row
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- speed table: begin -->", "<!-- speed table: end -->"
+SIZES = (64, 4 << 10, 1 << 20, 64 << 20, 1 << 30)
+THREADS = (1, 2)
+IMPORT_REACH = 0.15  # seconds
 
 
-@dataclass(frozen=True)
-class Row:
-    """One comparison; times in seconds per call."""
-
-    work: str
-    peer: str
-    ours: float
-    theirs: float
-    at_most: float
-
-    @property
-    def ratio(self) -> float:
-        return self.ours / self.theirs
+def measured(*, with_growth: bool) -> dict[str, Any]:
+    """Every figure, as JSON holds it."""
+    figures: dict[str, Any] = {"machine": _bench.machine(), "rows": [], "growth": [], "import": _bench.import_seconds()}
+    for row in _bench.table():
+        sys.stderr.write(line_of(row) + "\n")
+        figures["rows"].append(asdict(row))
+    if with_growth:
+        figures["growth"] = list(measured_growth())
+    return figures
 
 
-def alternate(ours: Callable[[], object], theirs: Callable[[], object], calls: int, rounds: int) -> tuple[float, float]:
-    """Median seconds per call of both sides, measured in turn so that drift of the machine meets both."""
-    samples: tuple[list[float], list[float]] = ([], [])
-    for side in (ours, theirs):
-        side()
-    for _ in range(rounds):
-        for side, times in zip((ours, theirs), samples, strict=True):
-            start = time.perf_counter()
-            for _ in range(calls):
-                side()
-            times.append((time.perf_counter() - start) / calls)
-    return statistics.median(samples[0]), statistics.median(samples[1])
+def measured_growth():
+    before = torch.get_num_threads()
+    try:
+        for threads in THREADS:
+            torch.set_num_threads(threads)
+            for nbytes in SIZES:
+                for row in _bench.growth(nbytes, seconds=3.0 if nbytes < 1 << 30 else 12.0):
+                    sys.stderr.write(f"{threads} threads, {nbytes} B: {line_of(row)}\n")
+                    yield {"threads": threads, **asdict(row)}
+    finally:
+        torch.set_num_threads(before)
 
 
-def per_call_rows() -> list[Row]:
-    array, tensor = np.zeros(4, np.float32), torch.zeros(4)
-    arrays = [np.zeros(4, np.float32) for _ in range(1000)]
-    to_torch, to_numpy, from_numpy, numpy = nd.to_torch, nd.to_numpy, torch.from_numpy, torch.Tensor.numpy
-    rows = [
-        ("`to_torch(small)`", "`torch.from_numpy`", lambda: to_torch(array), lambda: from_numpy(array), 10_000, 0.85),
-        ("`to_numpy(small)`", "`Tensor.numpy`", lambda: to_numpy(tensor), lambda: numpy(tensor), 10_000, 0.25),
-        (
-            "`to_torch([1000 small arrays])`",
-            "`[torch.from_numpy(a) for a in arrays]`",
-            lambda: to_torch(arrays),
-            lambda: [from_numpy(a) for a in arrays],
-            10,
-            0.85,
-        ),
-    ]
-    return [
-        Row(work, peer, *alternate(ours, theirs, calls, 31), limit) for work, peer, ours, theirs, calls, limit in rows
-    ]
+def line_of(row: Row) -> str:
+    peers = ", ".join(f"{row.ratio(name):.2f} of {name} ({duration(t)})" for name, t in row.peers.items())
+    return f"{row.work}: {duration(row.ours)}; {peers}"
 
 
-def import_row() -> Row:
-    """Seconds that ``import ndtorch`` takes beyond ``import torch`` and NumPy, in fresh interpreters."""
-    with_us = "import numpy, torch, time; t = time.perf_counter(); import ndtorch; print(time.perf_counter() - t)"
-    bare = "import time; t = time.perf_counter(); import numpy, torch; print(time.perf_counter() - t)"
-
-    def seconds(code: str) -> float:
-        run = [sys.executable, "-c", code]
-        return statistics.median(float(subprocess.check_output(run, text=True)) for _ in range(5))
-
-    return Row("`import ndtorch` beyond `import torch`", "`import numpy, torch`", seconds(with_us), seconds(bare), 0.15)
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     for unit, scale in (("ns", 1e9), ("µs", 1e6), ("ms", 1e3)):
-        if seconds * scale < 10_000:
+        if seconds * scale < 1_000:
             return f"{seconds * scale:.3g} {unit}"
     return f"{seconds:.3g} s"
 
 
-def markdown(rows: list[Row]) -> str:
-    lines = ["| work | ours | peer | theirs | ratio | reach |", "| --- | --- | --- | --- | --- | --- |"]
-    for row in rows:
-        if "import" in row.work:
-            ratio, reach = "", f"{row.at_most} s"
-        else:
-            ratio, reach = f"{row.ratio:.2f}", f"{row.at_most}"
-        cells = (row.work, _duration(row.ours), row.peer, _duration(row.theirs), ratio, reach)
-        lines.append(f"| {' | '.join(cells)} |")
+def markdown(figures: dict[str, Any]) -> str:
+    lines = ["| work | ours | against | theirs | ratio | reach |", "| --- | --- | --- | --- | --- | --- |"]
+    for row in (Row(**row) for row in figures["rows"]):
+        for i, (peer, theirs) in enumerate(row.peers.items()):
+            shown = "the limit" if peer == LIMIT else f"`{peer}`"
+            reach = f"{row.reach[peer]:.2f}" if peer in row.reach else ""
+            ours = (row.work, duration(row.ours)) if i == 0 else ("", "")
+            cells = (*ours, shown, duration(theirs), f"{row.ratio(peer):.2f}", reach)
+            lines.append(f"| {' | '.join(cells)} |")
+    seconds = figures["import"]
+    lines.append(f"| `import ndtorch` | {duration(seconds)} | after `import torch` |  |  | {IMPORT_REACH} s |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--from", type=Path, dest="source")
+    for flag in ("--growth", "--pictures", "--readme"):
+        parser.add_argument(flag, action="store_true")
     arguments = parser.parse_args()
-    rows = [*per_call_rows(), import_row()]
-    text = markdown(rows)
-    machine = (
-        f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}"
-    )
-    sys.stdout.write(f"{machine}, {torch.get_num_threads()} threads\n\n{text}\n")
+    known = arguments.source
+    figures = json.loads(known.read_text()) if known else measured(with_growth=arguments.growth)
+    text = markdown(figures)
+    sys.stdout.write(f"{figures['machine']}\n\n{text}\n")
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine, "rows": [asdict(row) for row in rows]}, indent=2))
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if arguments.pictures:
+        import pictures  # matplotlib is needed for nothing else
+
+        pictures.draw(figures, ROOT / "docs")
     if arguments.readme:
-        before, rest = README.read_text().split(BEGIN)
-        README.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+        readme = ROOT / "README.md"
+        before, rest = readme.read_text().split(BEGIN)
+        readme.write_text(f"{before}{BEGIN}\n{figures['machine']}.\n\n{text}\n{END}{rest.split(END)[1]}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -168,6 +169,17 @@ def test_wrong_usage_exits_2(arguments):
     result = run(*arguments)
     assert result.exit_code == 2
     assert "Usage: " in result.output
+
+
+def test_bench_prints_a_table_or_json(monkeypatch):
+    row = cli.Row("a copy", 64, 1e-6, {"torch.tensor": 2e-6, cli.LIMIT: 5e-3}, {"torch.tensor": 0.5})
+    monkeypatch.setattr(cli, "measured", lambda *, short: iter([row] if short else []))
+    lines = run("bench").stdout.splitlines()
+    assert lines[0] == cli.machine()
+    assert lines[2].split() == ["a", "copy", "1", "us", "torch.tensor", "2", "us", "0.50"]
+    assert lines[3].split() == ["the", "limit", "5", "ms", "0.00"]
+    figures = json.loads(run("bench", "--json").stdout)
+    assert figures["rows"][0]["peers"] == {"torch.tensor": 2e-6, "limit": 5e-3}
 
 
 def test_an_interrupt_exits_130(arrays, monkeypatch):

@@ -46,6 +46,7 @@ ORDER = (
     "ndtorch._stack",
     "ndtorch._collate",
     "ndtorch._images",
+    "ndtorch._bench",
     "ndtorch._doctor",
     "ndtorch.files.npy",
     "ndtorch.files.npz",

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "bridge.h"
 #include "dtype_table.h"
 #include "numpy_api.h"
 #include "pictures.h"
@@ -114,6 +115,26 @@ CopyRequest copy_request(PyArrayObject* source) {
   return request;
 }
 
+bool is_for_torch(Dtype from, Dtype to, int64_t nbytes) {
+  // Twice the memory that malloc recycles: larger results lie on fresh huge pages.
+  constexpr int64_t kUpTo = 1 << 26;
+  const auto is_common = [](Dtype dtype) {
+    return dtype == Dtype::kFloat32 || dtype == Dtype::kFloat64;
+  };
+  if (from != to && !(is_common(from) && is_common(to))) return false;  // torch may round otherwise
+  return nbytes < kUpTo && !is_forked() && thread_count(nbytes) > 1;
+}
+
+bool copy_by_torch(PyObject* target, PyObject* source) {
+  PyObject* result = target == nullptr || source == nullptr
+                         ? nullptr
+                         : PyObject_CallMethod(target, "copy_", "O", source);
+  const bool copied = result == target;
+  Py_XDECREF(result);
+  PyErr_Clear();
+  return copied;
+}
+
 Outcome copy_with_python(const CopyRequest& request, int64_t nbytes) {
   return with_python(
       nbytes, [&](int threads, Interrupt interrupt) { return copy(request, threads, interrupt); });
@@ -130,7 +151,15 @@ Filled copy_array(PyObject* target, PyObject* source, bool exact) {
   CopyRequest request = copy_request(from);
   aim(request, to);
   request.exact = exact;
-  return filled(copy_with_python(request, PyArray_NBYTES(to) + PyArray_NBYTES(from)));
+  const int64_t nbytes = PyArray_NBYTES(to) + PyArray_NBYTES(from);
+  if (!exact && PyArray_IS_C_CONTIGUOUS(from) && PyArray_IS_C_CONTIGUOUS(to) &&
+      is_for_torch(request.src_dtype, request.dst_dtype, nbytes)) {
+    PyObject* shared[] = {share(target), share(source)};
+    const bool copied = copy_by_torch(shared[0], shared[1]);
+    for (PyObject* tensor : shared) Py_XDECREF(tensor);
+    if (copied) return Filled::kDone;
+  }
+  return filled(copy_with_python(request, nbytes));
 }
 
 // ---- stack -----------------------------------------------------------------------------------
@@ -212,7 +241,6 @@ Filled stack_arrays(PyObject* target, PyObject* sources, PyObject* padding) {
     }
     return true;
   };
-  constexpr int64_t kChunkBytes = 1 << 20;
   const int64_t grain = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, nbytes / units));
   return filled(with_python(nbytes, [&](int threads, Interrupt interrupt) {
     return parallel_for(units, grain, threads, interrupt, run);

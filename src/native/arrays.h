@@ -16,6 +16,13 @@ void set_thread_count(PyObject* get_num_threads);
 // kInterrupted comes with a Python exception set.
 Outcome copy_with_python(const CopyRequest& request, int64_t nbytes);
 
+// Whether torch's own `copy_` is to do a copy of dense memory: for what fits the caches, torch's
+// threads, which still spin from its last operation, beat any that have to be woken.
+bool is_for_torch(Dtype from, Dtype to, int64_t nbytes);
+
+// target.copy_(source); false with no exception set where torch would not.
+bool copy_by_torch(PyObject* target, PyObject* source);
+
 // The memory of an array as the source or target of a copy; the array must be of the table's
 // dtypes.
 bool is_copyable(PyArrayObject* array);

@@ -13,9 +13,8 @@ constexpr int64_t kTile = 64;             // items along each side of a tile
 constexpr int64_t kTileBuffer = kTile * kTile * 16;
 constexpr int64_t kStrip = 1024;  // columns of a unit of tiles
 constexpr int64_t kUnitBytes = 1 << 16;
-constexpr int64_t kChunkBytes = 1 << 20;
 // Below this, waking another thread costs more than it saves.
-constexpr int64_t kAloneBytes = 1 << 20;
+constexpr int64_t kAloneBytes = 3 << 18;
 constexpr int64_t kShortRow = 64;  // items: shorter rows are put together before they are converted
 
 }  // namespace

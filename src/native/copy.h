@@ -10,6 +10,10 @@
 
 namespace ndtorch {
 
+// Read and written by one chunk of work: enough that taking it costs nothing, and little enough
+// that a thread which loses its core does not keep the others waiting.
+constexpr int64_t kChunkBytes = 1 << 18;
+
 constexpr int kMaxDims = 64;  // NumPy's own limit
 
 // What is copied. Strides are in bytes; the target's are in native order and do not overlap, and

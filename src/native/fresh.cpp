@@ -113,7 +113,14 @@ PyObject* copy_plain_array(PyObject* object, PyObject* torch_dtype) {
   for (int i = request.ndim; i-- > 0; nbytes *= request.shape[i]) strides[i] = nbytes;
   request.dst_strides = strides;
   request.dst_dtype = *to;
-  if (copy_with_python(request, nbytes + PyArray_NBYTES(array)) == Outcome::kInterrupted) {
+  const int64_t moved = nbytes + PyArray_NBYTES(array);
+  if (PyArray_IS_C_CONTIGUOUS(array) && is_for_torch(from, *to, moved)) {
+    PyObject* source = share(object);
+    const bool copied = copy_by_torch(tensor, source);
+    Py_XDECREF(source);
+    if (copied) return tensor;
+  }
+  if (copy_with_python(request, moved) == Outcome::kInterrupted) {
     Py_CLEAR(tensor);
   }
   return tensor;

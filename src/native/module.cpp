@@ -127,6 +127,7 @@ ndtorch::Affine affine(int channels, float divisor, float factor, const std::vec
 }  // namespace
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // Python's caches keep `Affine`s until the process ends
   if (!ndtorch::import_numpy()) nb::raise_python_error();
 
   m.def("enable_to_torch", &ndtorch::enable_to_torch);

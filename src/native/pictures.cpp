@@ -9,7 +9,6 @@ namespace {
 
 constexpr int64_t kPixels = 8192;    // of a unit: its memory fits the second cache
 constexpr int64_t kGathered = 1024;  // pixels that go through the buffer at a time
-constexpr int64_t kChunkBytes = 1 << 19;
 
 // Runs of pixels: every picture has `rows` of `width`, cut into `blocks`.
 struct Runs {

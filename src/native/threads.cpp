@@ -172,18 +172,18 @@ class Pool {
 
 // Never destroyed: helpers may outlive every static object. A forked child has none of its
 // parent's threads, and its locks may be taken for good, so it gets another pool.
-std::atomic<Pool*> pool{nullptr};
+std::atomic<Pool*> pool{new Pool};
+std::atomic<bool> forked{false};
 
-Pool& the_pool() {
-  static const bool registered = [] {
-    pool.store(new Pool);
-    return pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool); }) == 0;
-  }();
-  (void)registered;
-  return *pool.load();
-}
+// Where it cannot be registered a child would wait for threads it does not have: no helpers then.
+const bool has_fork_handler = pthread_atfork(nullptr, nullptr, [] {
+                                pool.store(new Pool);
+                                forked.store(true);
+                              }) == 0;
 
 }  // namespace
+
+bool is_forked() { return forked.load(std::memory_order_relaxed); }
 
 Outcome run_on_threads(int64_t count, int64_t grain, int threads, Work work, Interrupt interrupt) {
   if (count <= 0) return Outcome::kDone;
@@ -209,7 +209,8 @@ Outcome run_on_threads(int64_t count, int64_t grain, int threads, Work work, Int
     if (interrupted) job.stop.store(1, std::memory_order_relaxed);
     return !interrupted;
   };
-  if (job.parts == 1 || !the_pool().run(job, goes_on)) job.run(0, goes_on);
+  const bool alone = job.parts == 1 || !has_fork_handler;
+  if (alone || !pool.load()->run(job, goes_on)) job.run(0, goes_on);
   if (interrupted) return Outcome::kInterrupted;
   return job.stop.load(std::memory_order_relaxed) != 0 ? Outcome::kStopped : Outcome::kDone;
 }

@@ -28,6 +28,10 @@ enum class Outcome { kDone, kStopped, kInterrupted };
 // Does units 0 to `count`, `grain` of them at a time, on at most `threads` threads.
 Outcome run_on_threads(int64_t count, int64_t grain, int threads, Work work, Interrupt interrupt);
 
+// Whether this process was forked from one that had loaded this library. Threads of other
+// libraries may be gone there without their knowing, and waiting for them would hang.
+bool is_forked();
+
 template <typename Body>
 Outcome parallel_for(int64_t count, int64_t grain, int threads, Interrupt interrupt, Body&& body) {
   using Plain = std::remove_reference_t<Body>;

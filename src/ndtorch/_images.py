@@ -78,7 +78,7 @@ def image_to_torch(
     subject = "image_to_torch"
     pixels = _pixels_of(image, subject)
     whole = _as_batch(pixels, subject)
-    look_up = _recipe if scale.__hash__ else _recipe.__wrapped__
+    look_up = _recipe if isinstance(scale, bool | int | float | str) else _recipe.__wrapped__  # a list has no hash
     recipe = look_up(subject, whole.dtype, whole.shape[3], dtype, scale, _numbers("mean", mean), _numbers("std", std))
     is_interleaved = _is_channels_last(memory_format, subject)
     place = resolve_device(subject, device)

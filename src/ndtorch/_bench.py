@@ -1,0 +1,355 @@
+"""Measure ndtorch beside its peers: all sides take turns in one process, and medians are compared."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ._convert import to_numpy, to_torch
+from ._images import image_to_numpy, image_to_torch
+from ._stack import stack
+
+Side = Callable[[], object]
+
+LIMIT = "limit"
+"""Name of the side that is no peer: two threads of torch copying into huge pages that NumPy asked for."""
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LEAST_ROUND = 2e-3  # seconds that one side's turn takes at least: shorter ones measure the clock
+
+
+@dataclass(frozen=True)
+class Work:
+    """One thing to do, by us and by others.
+
+    Attributes:
+        name: What is done, such as ``to_torch(256 MB, copy=True)``.
+        nbytes: Bytes of input.
+        ours: How ndtorch does it.
+        peers: How others do it, by name.
+        reach: The ratio to a peer, ours over theirs, that is aimed at.
+    """
+
+    name: str
+    nbytes: int
+    ours: Side
+    peers: Mapping[str, Side]
+    reach: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one work: median seconds per call.
+
+    Attributes:
+        work: Name of the work.
+        nbytes: Bytes of input.
+        ours: Seconds of ndtorch.
+        peers: Seconds of the others, by name.
+        reach: The ratio to a peer that is aimed at.
+    """
+
+    work: str
+    nbytes: int
+    ours: float
+    peers: Mapping[str, float]
+    reach: Mapping[str, float]
+
+    def ratio(self, peer: str) -> float:
+        """Our time over a peer's: below 1 is faster."""
+        return self.ours / self.peers[peer]
+
+    @property
+    def best_peer(self) -> str:
+        """The fastest of the others; the limit is none of them."""
+        return min((name for name in self.peers if name != LIMIT), key=lambda name: self.peers[name])
+
+
+def measure(work: Work, *, seconds: float = 3.0, rounds: int = 31) -> Row:
+    """Let all sides take turns while ``seconds`` last, at most ``rounds`` times; results die within their turn."""
+    sides = {"": work.ours, **work.peers}
+    single = {}
+    for name, side in sides.items():
+        side()
+        start = time.perf_counter()
+        side()
+        single[name] = time.perf_counter() - start
+    calls = {name: max(1, math.ceil(_LEAST_ROUND / max(once, 1e-9))) for name, once in single.items()}
+    per_round = sum(calls[name] * once for name, once in single.items())
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(max(3, min(rounds, int(seconds / per_round)))):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            for _ in range(calls[name]):
+                side()
+            times[name].append((time.perf_counter() - start) / calls[name])
+    medians = {name: statistics.median(samples) for name, samples in times.items()}
+    ours = medians.pop("")
+    return Row(work.name, work.nbytes, ours, medians, work.reach)
+
+
+def machine() -> str:
+    """Name the machine and the versions that figures are good for."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        pages = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+        huge = f"huge pages {pages.partition('[')[2].partition(']')[0]}, "
+    except (OSError, StopIteration):
+        huge = ""
+    return (
+        f"{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, {huge}Python {platform.python_version()}, "
+        f"torch {torch.__version__}, NumPy {np.__version__}"
+    )
+
+
+# --- the work
+
+
+def calls() -> Iterator[Work]:
+    """What one call costs, whatever it carries."""
+    array, tensor = np.zeros(4, np.float32), torch.zeros(4)
+    arrays = [np.zeros(4, np.float32) for _ in range(1000)]
+    from_numpy, numpy = torch.from_numpy, torch.Tensor.numpy
+    small = np.zeros(16)
+    yield Work(
+        "to_torch(small)",
+        16,
+        lambda: to_torch(array),
+        {"torch.from_numpy": lambda: from_numpy(array)},
+        {"torch.from_numpy": 0.85},
+    )
+    yield Work(
+        "to_numpy(small)", 16, lambda: to_numpy(tensor), {"Tensor.numpy": lambda: numpy(tensor)}, {"Tensor.numpy": 0.25}
+    )
+    yield Work(
+        "to_torch([1000 small])",
+        16_000,
+        lambda: to_torch(arrays),
+        {"[torch.from_numpy(a) ...]": lambda: [from_numpy(a) for a in arrays]},
+        {"[torch.from_numpy(a) ...]": 0.85},
+    )
+    yield Work("copy of 128 B", 128, *_copy(small), {"torch.tensor": 0.5})
+
+
+def copies(nbytes: int) -> Iterator[Work]:
+    """Copies of so many bytes of float64."""
+    size = f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes} B"
+    a = _numbers(nbytes // 8)
+    t = torch.from_numpy(a)
+    reach = {"torch.tensor": 0.35, LIMIT: 1.15} if nbytes > 1 << 22 else {"torch.tensor": 1.0}
+    yield Work(f"copy of {size}", nbytes, *_copy(a), reach)
+    yield Work(
+        f"float64 to float32, {size}",
+        nbytes,
+        lambda: to_torch(a, dtype=torch.float32),
+        {
+            "torch.tensor": lambda: torch.tensor(a, dtype=torch.float32),
+            "Tensor.to": lambda: t.to(torch.float32),
+            LIMIT: lambda: torch.from_numpy(np.empty(a.shape, np.float32)).copy_(t),
+        },
+        {"torch.tensor": 0.40},
+    )
+
+
+def layouts(nbytes: int) -> Iterator[Work]:
+    """Copies of what torch cannot describe, or can but slowly."""
+    size = f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes} B"
+    a = _numbers(nbytes // 8)
+    reversed_ = a[::-1]
+    name = "torch.from_numpy(np.ascontiguousarray)"
+    yield Work(
+        f"negative strides, {size}",
+        nbytes,
+        lambda: to_torch(reversed_),
+        {name: lambda: torch.from_numpy(np.ascontiguousarray(reversed_))},
+        {name: 0.60},
+    )
+    swapped = a.astype(">f8")
+    yield Work(
+        f"byte-swapped, {size}",
+        nbytes,
+        lambda: to_torch(swapped),
+        {"torch.from_numpy(a.astype)": lambda: torch.from_numpy(swapped.astype(np.float64))},
+        {"torch.from_numpy(a.astype)": 0.60},
+    )
+    rows = 1 << int(math.log2(a.size)) // 2
+    turned = a.reshape(rows, -1).T
+    yield Work(
+        f"transposed, {size}",
+        nbytes,
+        lambda: to_torch(turned, copy=True),
+        {
+            "torch.from_numpy(a).contiguous()": lambda: torch.from_numpy(turned).contiguous(),
+            "np.ascontiguousarray": lambda: torch.from_numpy(np.ascontiguousarray(turned)),
+        },
+        {"torch.from_numpy(a).contiguous()": 0.40},
+    )
+
+
+def exact_casts(nbytes: int) -> Iterator[Work]:
+    """What the proof costs that every value survived."""
+    size = f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes} B"
+    whole = np.arange(nbytes // 8) % (1 << 20)
+    for source, target in (("float64", "float32"), ("int64", "int32"), ("float64", "int32")):
+        a = whole.astype(source)
+        yield Work(
+            f"casting='exact', {source} to {target}, {size}",
+            nbytes,
+            lambda a=a, target=target: to_torch(a, dtype=target, casting="exact"),  # type: ignore[misc]
+            {"unchecked": lambda a=a, target=target: to_torch(a, dtype=target, casting="unsafe")},  # type: ignore[misc]
+            {"unchecked": 1.25},
+        )
+
+
+def stacks(count: int, shape: tuple[int, ...]) -> Iterator[Work]:
+    """Many arrays into one tensor."""
+    arrays = [_numbers(math.prod(shape), seed).astype(np.float32).reshape(shape) for seed in range(count)]
+    tensors = [torch.from_numpy(a) for a in arrays]
+    nbytes = count * arrays[0].nbytes
+    name = f"stack of {count} x {'x'.join(map(str, shape))}"
+    yield Work(
+        name,
+        nbytes,
+        lambda: stack(arrays),
+        {"torch.stack": lambda: torch.stack(tensors), "np.stack": lambda: torch.from_numpy(np.stack(arrays))},
+        {"torch.stack": 0.40, "np.stack": 0.80},
+    )
+    peer = "torch.tensor(list)"
+    yield Work(
+        f"{name}, the slow way", nbytes, lambda: stack(arrays), {peer: lambda: torch.tensor(arrays)}, {peer: 0.01}
+    )
+
+
+def pictures(shape: tuple[int, ...], reach: float, reach_back: float | None) -> Iterator[Work]:
+    """Pixels scaled and normalised, and the way back."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
+    to_planes, to_pixels = ((2, 0, 1), (1, 2, 0)) if len(shape) == 3 else ((0, 3, 1, 2), (0, 2, 3, 1))
+
+    def chain() -> torch.Tensor:
+        planes = torch.from_numpy(pixels).permute(to_planes).contiguous()
+        return planes.float().div(255).sub(mean).div(std)
+
+    def back() -> np.ndarray[Any, Any]:
+        shown = planes.mul(std).add(mean).clamp(0, 1).mul(255).byte()
+        return shown.permute(to_pixels).contiguous().numpy()
+
+    name = "x".join(map(str, shape))
+    yield Work(
+        f"image_to_torch, {name}",
+        pixels.nbytes,
+        lambda: image_to_torch(pixels, mean=MEAN, std=STD),
+        {"torch chain": chain, **_vision_peers(pixels, to_planes)},
+        {"torch chain": reach},
+    )
+    planes = chain()
+    yield Work(
+        f"image_to_numpy, {name}",
+        pixels.nbytes,
+        lambda: image_to_numpy(planes, mean=MEAN, std=STD),
+        {"torch chain": back},
+        {} if reach_back is None else {"torch chain": reach_back},
+    )
+
+
+def _copy(a: np.ndarray[Any, Any]) -> tuple[Side, dict[str, Side]]:
+    t = torch.from_numpy(a)
+    return lambda: to_torch(a, copy=True), {
+        "torch.tensor": lambda: torch.tensor(a),
+        "torch.from_numpy(a.copy())": lambda: torch.from_numpy(a.copy()),
+        "from_numpy(a).clone()": lambda: torch.from_numpy(a).clone(),
+        LIMIT: lambda: torch.from_numpy(np.empty_like(a)).copy_(t),
+    }
+
+
+def _numbers(count: int, seed: int = 0) -> np.ndarray[Any, Any]:
+    return np.random.default_rng(seed).random(max(count, 1))
+
+
+def _vision_peers(pixels: np.ndarray[Any, Any], to_planes: tuple[int, ...]) -> dict[str, Side]:
+    """The chains of torchvision and kornia, where they are installed."""
+    peers: dict[str, Side] = {}
+    try:
+        vision: Any = importlib.import_module("torchvision.transforms.v2.functional")
+    except ImportError:
+        pass
+    else:
+
+        def torchvision_chain() -> object:
+            planes = torch.from_numpy(pixels).permute(to_planes).contiguous()
+            return vision.normalize(vision.to_dtype(planes, torch.float32, scale=True), MEAN, STD)
+
+        peers["torchvision"] = torchvision_chain
+    try:
+        kornia: Any = importlib.import_module("kornia")
+    except ImportError:
+        return peers
+    batch = pixels if pixels.ndim == 4 else pixels[None]
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+
+    def kornia_chain() -> object:
+        planes = torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous()
+        return kornia.enhance.normalize(planes.float() / 255, mean, std)
+
+    peers["kornia"] = kornia_chain
+    return peers
+
+
+# --- runs
+
+
+def table(*, short: bool = False) -> Iterator[Row]:
+    """Measure every row of the table; the short form takes smaller sizes and half a minute."""
+    large = 1 << (24 if short else 28)
+    budget = 0.6 if short else 6.0
+    count = 16 if short else 256
+    for works in (
+        calls(),
+        copies(1 << 20),
+        copies(large),
+        layouts(large),
+        exact_casts(large),
+        stacks(count, (3, 224, 224)),
+        pictures((count // 4, 512, 512, 3), 0.12, 0.10),
+        pictures((512, 512, 3), 0.30, None),
+        pictures((32, 32, 3), 0.40, None),
+    ):
+        for work in works:
+            yield measure(work, seconds=budget)
+
+
+def growth(nbytes: int, *, seconds: float = 3.0) -> Iterator[Row]:
+    """Measure the rows that grow with their input, at one size; names stay the same from size to size."""
+    side = max(1, math.isqrt(nbytes // 3))
+    each = max(8, min(nbytes // 16, 1 << 22))
+    for name, works in (
+        (("copy", "float64 to float32"), copies(nbytes)),
+        (("negative strides", "byte-swapped", "transposed"), layouts(nbytes)),
+        (("stack",), stacks(max(2, nbytes // each), (each // 4,))),
+        (("image_to_torch", "image_to_numpy"), pictures((side, side, 3), 0.3, None)),
+    ):
+        for label, work in zip(name, works, strict=False):
+            peers = {peer: call for peer, call in work.peers.items() if peer != LIMIT}
+            yield measure(Work(label, nbytes, work.ours, peers), seconds=seconds, rounds=15)
+
+
+def import_seconds() -> float:
+    """Seconds that ``import ndtorch`` takes beyond torch and NumPy, in fresh interpreters."""
+    code = "import numpy, torch, time; t = time.perf_counter(); import ndtorch; print(time.perf_counter() - t)"
+    run = [sys.executable, "-c", code]
+    return statistics.median(float(subprocess.check_output(run, text=True)) for _ in range(5))

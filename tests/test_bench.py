@@ -1,0 +1,105 @@
+"""The benchmark: every row is well formed and measures what it says; no test looks at how long anything takes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import runpy
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from comparison import assert_same
+
+from ndtorch import _bench
+from ndtorch._bench import LIMIT, Row, Work
+
+ROOT = Path(__file__).parents[1]
+
+
+def tiny_works() -> list[Work]:
+    return [
+        *_bench.calls(),
+        *_bench.copies(4096),
+        *_bench.layouts(4096),
+        *_bench.exact_casts(4096),
+        *_bench.stacks(3, (3, 4, 5)),
+        *_bench.pictures((2, 8, 9, 3), 0.12, 0.10),
+        *_bench.pictures((8, 9, 3), 0.30, None),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Creating a tensor from a list")
+@pytest.mark.parametrize("work", tiny_works(), ids=lambda work: work.name)
+def test_all_sides_of_a_work_have_the_same_result(work: Work) -> None:
+    assert work.peers
+    assert set(work.reach) <= set(work.peers)
+    ours = work.ours()
+    for peer, side in work.peers.items():
+        theirs = side()
+        if "image_to_numpy" in work.name:  # that chain cuts off where ours rounds
+            assert int(np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max()) <= 1
+        elif not isinstance(ours, list):
+            assert_same(ours, theirs)
+        assert type(ours) is type(theirs), peer
+
+
+def test_medians_are_those_of_turns() -> None:
+    order: list[str] = []
+    clock = itertools.count()
+
+    def side(name: str):
+        def call() -> int:
+            order.append(name)
+            return next(clock)
+
+        return call
+
+    work = Work("nothing", 1, side("ours"), {"theirs": side("theirs")}, {"theirs": 2})
+    row = _bench.measure(work, seconds=0.1, rounds=3)
+    assert order.count("ours") >= 3
+    assert order[:4] == ["ours", "ours", "theirs", "theirs"], "a first call, then one to see how long it takes"
+    assert (row.work, row.nbytes, row.best_peer) == ("nothing", 1, "theirs")
+    assert row.ratio("theirs") == row.ours / row.peers["theirs"] > 0
+
+
+def test_limit_is_no_peer() -> None:
+    assert Row("x", 1, 1.0, {LIMIT: 0.1, "a": 2.0, "b": 3.0}, {}).best_peer == "a"
+
+
+def test_growth_measures_every_row_at_every_size() -> None:
+    names = [[row.work for row in _bench.growth(nbytes, seconds=0.01)] for nbytes in (64, 4096)]
+    assert names[0] == names[1]
+    assert len(set(names[0])) == 8
+
+
+def test_machine_is_named() -> None:
+    assert f"torch {torch.__version__}" in _bench.machine()
+
+
+def figures() -> dict:
+    rows = [Row("a copy", 64, 1e-6, {"torch.tensor": 2e-6, LIMIT: 5e-7}, {"torch.tensor": 0.5}) for _ in range(2)]
+    growth = [{"threads": t, **asdict(Row("copy", n, 1e-6, {"x": 1.1e-6}, {}))} for t in (1, 2) for n in (64, 4096)]
+    return {"machine": "a machine", "rows": [asdict(row) for row in rows], "growth": growth, "import": 0.05}
+
+
+def test_figures_are_shown_as_they_were_stored(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    file.write_text(json.dumps(figures()))
+    script = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--from", str(file)]
+    text = subprocess.run(script, capture_output=True, text=True, check=True).stdout
+    assert text.startswith("a machine\n")
+    assert "| a copy | 1 µs | `torch.tensor` | 2 µs | 0.50 | 0.50 |" in text
+    assert "|  |  | the limit | 500 ns | 2.00 |  |" in text
+
+
+def test_pictures_are_drawn_with_their_text(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="only `make bench` installs matplotlib")
+    draw = runpy.run_path(str(ROOT / "benchmarks" / "pictures.py"))["draw"]
+    draw(figures(), tmp_path)
+    assert "a copy" in (tmp_path / "speed.svg").read_text()
+    assert "1 GiB" in (tmp_path / "growth.svg").read_text()
