@@ -316,14 +316,16 @@ PyObject* wrap(dlpack::ManagedTensor* managed) {
 
 bool has_dispatch_modes() { return state.layout.has_dispatch_modes(); }
 
-bool is_plain_array(PyObject* object) {
+bool is_shareable_array(PyObject* object, bool strict) {
   if (!PyArray_CheckExact(object)) return false;
   auto* array = reinterpret_cast<PyArrayObject*>(object);
   constexpr int kNeeded = NPY_ARRAY_ALIGNED | NPY_ARRAY_WRITEABLE;
   if ((PyArray_FLAGS(array) & (kNeeded | kWarnOnWrite)) != kNeeded) return false;
   const auto dtype = find_dtype(array);
-  return dtype && has_sound_strides(array, item_size(*dtype), true);
+  return dtype && has_sound_strides(array, item_size(*dtype), strict);
 }
+
+bool is_plain_array(PyObject* object) { return is_shareable_array(object, true); }
 
 PyObject* to_plain_tensor(PyObject* object) {
   return is_plain_array(object) ? share_sound_array(object) : nullptr;

@@ -33,6 +33,7 @@ PyObject* alias(PyObject* tensor, bool writable);  // whatever the device is doi
 // The same for plain objects only, as `to_torch` and `to_numpy` share them: writable arrays, and
 // tensors whose array is read-only where a write would be unsound.
 bool is_plain_array(PyObject* object);
+bool is_shareable_array(PyObject* object, bool strict);  // strict: plain; else Python may share it
 bool is_plain_tensor(PyObject* object);
 PyObject* to_plain_tensor(PyObject* array);
 PyObject* to_plain_array(PyObject* tensor);

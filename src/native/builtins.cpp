@@ -78,8 +78,11 @@ PyObject* to_wished_tensor(PyObject* array, const Wishes& wishes) {
   if (wishes.copy == Py_True || (wishes.copy == Py_None && !keeps_dtype)) {
     return copy_plain_array(array, wishes.dtype);
   }
-  const bool may_share = wishes.copy == Py_None || wishes.copy == Py_False;
-  return may_share && keeps_dtype ? to_plain_tensor(array) : nullptr;
+  if (!keeps_dtype || (wishes.copy != Py_None && wishes.copy != Py_False)) return nullptr;
+  PyObject* shared = to_plain_tensor(array);
+  // What torch cannot describe, or must not write to, is copied unless that was forbidden.
+  const bool may_copy = wishes.copy == Py_None && !is_shareable_array(array, false);
+  return shared == nullptr && may_copy ? copy_plain_array(array, Py_None) : shared;
 }
 
 PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames);
@@ -91,11 +94,10 @@ PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject*
   if (is_alone(nargs)) {
     Wishes wishes;
     PyObject* result = nullptr;
-    if (kwnames != nullptr) {
-      if (read_wishes(args + 1, kwnames, &wishes)) result = to_wished_tensor(args[0], wishes);
-    } else {
-      result = PyList_CheckExact(args[0]) ? convert_list<is_plain_array, to_plain_tensor>(args[0])
-                                          : to_plain_tensor(args[0]);
+    if (kwnames == nullptr && PyList_CheckExact(args[0])) {
+      result = convert_list<is_plain_array, to_plain_tensor>(args[0]);
+    } else if (kwnames == nullptr || read_wishes(args + 1, kwnames, &wishes)) {
+      result = to_wished_tensor(args[0], wishes);
     }
     if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   }

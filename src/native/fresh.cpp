@@ -37,10 +37,19 @@ bool is_plain_memory(PyArrayObject* array) {
   return base == nullptr;
 }
 
-// Whether no item stands for several: those copies are compact, and Python's.
+// Whether every item has a place of its own in memory that can be: broadcast arrays are copied
+// compactly, empty ones not at all, and both by Python; wild strides are refused there.
 bool is_distinct(PyArrayObject* array) {
+  int64_t extent = PyArray_ITEMSIZE(array);
+  int64_t span;
   for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
-    if (PyArray_STRIDE(array, axis) == 0 || PyArray_DIM(array, axis) == 0) return false;
+    const int64_t size = PyArray_DIM(array, axis);
+    if (size == 1) continue;
+    const int64_t stride = std::abs(PyArray_STRIDE(array, axis));
+    if (stride <= 0 || size == 0 || __builtin_mul_overflow(stride, size - 1, &span) ||
+        __builtin_add_overflow(extent, span, &extent)) {
+      return false;
+    }
   }
   return true;
 }

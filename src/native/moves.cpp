@@ -11,6 +11,12 @@ struct Pair {
   uint64_t halves[2];
 };
 
+// An item at any address, whatever it is.
+template <typename T>
+struct Loose {
+  typedef T Type __attribute__((aligned(1), may_alias));
+};
+
 template <typename T>
 T load(const char* src) {
   T item;
@@ -36,12 +42,10 @@ void gather(void* dst, const void* src, int64_t stride, size_t count) {
 // The same with a stride that the compiler knows, so that it can load whole vectors.
 template <typename T>
 void reverse(void* dst, const void* src, int64_t, size_t count) {
-  auto* __restrict target = static_cast<char*>(dst);
-  auto* __restrict last = static_cast<const char*>(src);
-  for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {
-    store(target + i * static_cast<int64_t>(sizeof(T)),
-          load<T>(last - i * static_cast<int64_t>(sizeof(T))));
-  }
+  auto* __restrict target = static_cast<typename Loose<T>::Type*>(dst);
+  auto* __restrict last = static_cast<const typename Loose<T>::Type*>(src);
+  const auto n = static_cast<int64_t>(count);
+  for (int64_t i = 0; i < n; ++i) target[i] = last[-i];
 }
 
 constexpr size_t kPatch = 8;
@@ -88,18 +92,15 @@ inline uint64_t swapped(uint64_t bits) { return __builtin_bswap64(bits); }
 
 template <typename T>
 void swap(void* dst, const void* src, size_t count) {
-  auto* target = static_cast<char*>(dst);
-  auto* source = static_cast<const char*>(src);
+  using Item = typename Loose<T>::Type;
   if (dst == src) {
-    for (size_t i = 0; i < count; ++i) {
-      store(target + i * sizeof(T), swapped(load<T>(target + i * sizeof(T))));
-    }
+    auto* items = static_cast<Item*>(dst);
+    for (size_t i = 0; i < count; ++i) items[i] = swapped(items[i]);
     return;
   }
-  auto* __restrict apart = target;
-  for (size_t i = 0; i < count; ++i) {
-    store(apart + i * sizeof(T), swapped(load<T>(source + i * sizeof(T))));
-  }
+  auto* __restrict target = static_cast<Item*>(dst);
+  auto* __restrict source = static_cast<const Item*>(src);
+  for (size_t i = 0; i < count; ++i) target[i] = swapped(source[i]);
 }
 
 }  // namespace

@@ -81,17 +81,17 @@ struct Job {
     return false;
   }
 
-  // Own part from the front, then the others' from the back. `goes_on` is asked between chunks.
+  // Own part from the back, then the others' from the front. `goes_on` is asked between chunks.
   template <typename GoesOn>
   void run(int me, GoesOn goes_on) {
     uint32_t chunk;
     const auto may_go_on = [&] { return stop.load(std::memory_order_relaxed) == 0 && goes_on(); };
-    while (may_go_on() && part[me].take_front(&chunk)) {
+    while (may_go_on() && part[me].take_back(&chunk)) {
       if (!do_chunk(chunk)) return;
     }
     for (int i = 1; i < parts; ++i) {
       Part& other = part[(me + i) % parts];
-      while (may_go_on() && other.take_back(&chunk)) {
+      while (may_go_on() && other.take_front(&chunk)) {
         if (!do_chunk(chunk)) return;
       }
     }

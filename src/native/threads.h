@@ -1,9 +1,11 @@
 // Runs one piece of work on several threads, the calling one among them.
 //
-// Every thread starts in a contiguous part of its own, so that pages are first touched in order,
-// and then takes chunks from the far end of the others' parts. The caller never waits for a thread
-// that has not started: where no helper comes, it does everything itself. One call at a time has
-// the helpers; a second, from another thread, runs alone. A forked child starts with no helpers.
+// Every thread has a contiguous part of its own, which it does from the last chunk to the first,
+// and then helps with the first chunks of the others' parts. Backwards because Linux clears a fresh
+// huge page upwards: what it cleared last is still in the cache, which saves a quarter of the time
+// of a large copy. The caller never waits for a thread that has not started: where no helper comes,
+// it does everything itself. One call at a time has the helpers; a second, from another thread,
+// runs alone. A forked child starts with no helpers.
 #pragma once
 
 #include <cstdint>

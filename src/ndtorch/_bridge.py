@@ -213,20 +213,27 @@ def _round_trips(row: DType, *, back: bool) -> bool:
     return again is not None and again.dtype == row.numpy and _address(again) == _address(array)
 
 
-def _odd_arrays() -> dict[str, np.ndarray[Any, Any]]:
-    plain = np.zeros((4, 4), np.float32)
+def _unshareable_arrays() -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays that are copied: torch cannot describe them, or must not write to them."""
+    plain = np.arange(16, dtype=np.float32).reshape(4, 4)
     read_only = plain[:]
     read_only.flags.writeable = False
-    record = np.zeros(4, [("a", np.int8), ("b", np.int16), ("c", np.int16)])
     return {
         "reversed": plain[::-1],
         "read-only": read_only,
-        "unaligned": record["b"],
+        "unaligned": np.ndarray((4,), np.int16, np.arange(12, dtype=np.uint8), 1),
         "odd strides": np.ndarray((2,), np.float32, plain, strides=(6,)),
-        "overflowing": np.lib.stride_tricks.as_strided(plain[0], (3,), (2**62,)),
         "byte-swapped": plain.astype(plain.dtype.newbyteorder()),
+    }
+
+
+def _odd_arrays() -> dict[str, np.ndarray[Any, Any]]:
+    """Arrays that are Python's to decide about."""
+    plain = np.zeros((4, 4), np.float32)
+    return {
+        "overflowing": np.lib.stride_tricks.as_strided(plain[0], (3,), (2**62,)),
         "broadcast": np.broadcast_arrays(plain[0], plain)[0],
-        "record": record,
+        "record": np.zeros(4, [("a", np.int8), ("b", np.int16)]),
         "datetime": np.zeros(2, "datetime64[s]"),
     }
 
@@ -257,6 +264,19 @@ def _test_to_torch(convert: Callable[..., Any]) -> None:
     _require(sys.getrefcount(array) == references, "a dead tensor still holds the array")
     for name, odd in _odd_arrays().items():
         _require(convert(odd) is None and convert([array, odd]) is None, f"a {name} array is plain")
+        _require(convert(odd, copy=True) is None, f"a {name} array is copied")
+    for name, odd in _unshareable_arrays().items():
+        _require(convert(odd, copy=False) is None and convert([array, odd]) is None, f"a {name} array is shared")
+        _test_copy(convert(odd), odd, f"a {name} array")
+    _test_copy(convert(array, copy=True), array, "a copy")
+    _test_copy(convert(array, dtype=torch.float32), array, "a cast")
+    _require(convert(array, dtype=torch.int32) is None, "a cast to integers is plain")
+
+
+def _test_copy(tensor: Any, array: np.ndarray[Any, Any], what: str) -> None:
+    _require(type(tensor) is torch.Tensor, f"{what} did not become a tensor")
+    _require(tensor.tolist() == array.tolist(), f"{what} has other values")
+    _require(tensor.data_ptr() != _address(array) and tensor.is_contiguous(), f"{what} is no fresh memory")
 
 
 def _test_to_numpy(convert: Callable[..., Any]) -> None:
@@ -282,7 +302,7 @@ def _test_to_numpy(convert: Callable[..., Any]) -> None:
         _require(convert(odd) is None and convert([tensor, odd]) is None, f"a {name} tensor is plain")
 
 
-def _nothing(source: object) -> None:
+def _nothing(source: object, **options: object) -> None:
     """Stand in for the Python function, so that the self-test sees which calls reach it."""
 
 
