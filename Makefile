@@ -5,10 +5,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := $(wildcard src/native/*)
+CXX_SOURCES := $(filter %.cpp %.h,$(NATIVE)) $(wildcard tests/native/*.cpp)
 SOURCES := src tests examples benchmarks docs
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check fix bench clean
+.PHONY: help run test check fix sanitize bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -17,20 +18,24 @@ run: .venv/built ## convert the digits to tensors, to .safetensors and back, ver
 	$(BIN)/python examples/convert_digits.py
 
 test: .venv/built ## run the tests with the fast path on, then off
-	$(BIN)/python -m pytest -q
-	NDTORCH_FAST=0 $(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
+	NDTORCH_FAST=0 $(BIN)/python -m pytest -q -n auto
 
 check: .venv/built ## format, lint, types, one-way imports; changes nothing
 	$(BIN)/python -m ruff format --check $(SOURCES)
 	$(BIN)/python -m ruff check $(SOURCES)
 	$(BIN)/python -m mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 	$(BIN)/python -m pytest -q tests/test_package.py -k one_way
 
 fix: .venv/built ## format, and fix what the linter can
 	$(BIN)/python -m ruff format $(SOURCES)
 	$(BIN)/python -m ruff check --fix $(SOURCES)
-	$(BIN)/clang-format -i $(filter %.cpp %.h,$(NATIVE))
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+sanitize: ## build the kernels with the address, undefined and thread sanitizers and run them
+	tests/native/sanitize.sh address,undefined
+	tests/native/sanitize.sh thread 500
 
 bench: .venv/built ## measure against the peers
 	$(PIP) install -c constraints.txt --group bench

@@ -1,5 +1,7 @@
 #include "fresh.h"
 
+#include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <new>
 
@@ -132,6 +134,33 @@ PyObject* copy_plain_array(PyObject* object, PyObject* torch_dtype) {
   if (copy_with_python(request, moved) == Outcome::kInterrupted) {
     Py_CLEAR(tensor);
   }
+  return tensor;
+}
+
+PyObject* stack_plain_arrays(PyObject* arrays) {
+  if (!can_wrap() || has_dispatch_modes() || !PyList_CheckExact(arrays)) return nullptr;
+  PyObject* sources = PyList_AsTuple(arrays);  // another thread may change the list
+  if (sources == nullptr) return nullptr;
+  const Py_ssize_t count = PyTuple_GET_SIZE(sources);
+  const Survey found = survey(sources);
+  PyObject* tensor = nullptr;
+  if (count > 0 && found.is_plain && found.odd_one == count && std::has_single_bit(found.dtypes)) {
+    auto* first = reinterpret_cast<PyArrayObject*>(PyTuple_GET_ITEM(sources, 0));
+    int64_t shape[kMaxDims];
+    const int ndim = PyArray_NDIM(first) + 1;
+    shape[0] = count;
+    if (ndim <= kMaxDims && PyArray_SIZE(first) > 0) {
+      std::copy_n(PyArray_DIMS(first), ndim - 1, shape + 1);
+      void* data;
+      tensor = fresh_tensor(ndim, shape, *dtype_of(PyArray_DESCR(first)), &data);
+    }
+  }
+  PyObject* target = tensor == nullptr ? nullptr : alias(tensor, true);
+  if (target == nullptr || stack_arrays(target, sources, nullptr) != Filled::kDone) {
+    Py_CLEAR(tensor);
+  }
+  Py_XDECREF(target);
+  Py_DECREF(sources);
   return tensor;
 }
 

@@ -17,6 +17,10 @@ PyObject* fresh_tensor(int ndim, const int64_t* shape, Dtype dtype, void** data)
 // nullptr with no exception set where the array or the cast is not plain, so Python's to decide.
 PyObject* copy_plain_array(PyObject* array, PyObject* torch_dtype);
 
+// A list or tuple of plain arrays of one shape and dtype, stacked along a new first axis. nullptr
+// with no exception set where it is not that.
+PyObject* stack_plain_arrays(PyObject* arrays);
+
 // Whether casting a plain array to a torch.dtype leaves it as it is.
 bool has_dtype(PyObject* array, PyObject* torch_dtype);
 

@@ -161,6 +161,14 @@ NB_MODULE(_native, m) {
       "target"_a, "source"_a, "exact"_a);
   m.def("survey", &survey, "arrays"_a);
   m.def(
+      "stack_plain",
+      [](nb::handle arrays) {
+        PyObject* tensor = ndtorch::stack_plain_arrays(arrays.ptr());
+        if (tensor == nullptr && PyErr_Occurred() != nullptr) nb::raise_python_error();
+        return none_if_null(tensor);
+      },
+      "arrays"_a.none());
+  m.def(
       "stack",
       [](nb::handle target, nb::tuple sources, nb::handle padding) {
         PyObject* item = padding.is_none() ? nullptr : padding.ptr();

@@ -7,7 +7,8 @@
 namespace ndtorch::NDTORCH_LEVEL {
 namespace {
 
-struct Pair {
+// 16 bytes at any address, whatever they are.
+struct __attribute__((packed, may_alias)) Pair {
   uint64_t halves[2];
 };
 
@@ -15,6 +16,11 @@ struct Pair {
 template <typename T>
 struct Loose {
   typedef T Type __attribute__((aligned(1), may_alias));
+};
+
+template <>
+struct Loose<Pair> {
+  using Type = Pair;
 };
 
 template <typename T>

@@ -77,6 +77,10 @@ def stack(
     (tensor([[1, 2, 3],
             [4, 0, 0]]), tensor([3, 1]))
     """
+    if dim == 0 and dtype is device is pad_value is out is None:
+        result = _native.stack_plain(arrays)
+        if result is not None:
+            return result
     return stack_into(_bridge.fresh, arrays, dim, dtype, device, pad_value, out)
 
 
