@@ -251,3 +251,23 @@ def test_trace_is_a_sequence_of_plain_records() -> None:
     assert seen[-1] == second
     assert first in seen
     assert list(reversed(seen)) == [second, first]
+
+
+def test_trace_sees_stacks_and_pictures_and_can_forbid_them():
+    rows, pixels = [np.zeros(3), np.ones(3)], np.zeros((4, 5, 3), np.uint8)
+    with nd.trace() as seen:
+        planes = nd.image_to_torch(pixels)
+        nd.stack(rows)
+        nd.stack(iter(rows), pad_value=0)
+        nd.image_to_numpy(planes)
+    copied = [(r.function, r.source, r.nbytes_copied) for r in seen if r.function not in ("to_torch", "to_numpy")]
+    assert copied == [
+        ("image_to_torch", "u8[4,5,3](numpy)", 240),
+        ("stack", "2 arrays", 48),
+        ("stack", "2 arrays", 48),
+        ("image_to_numpy", "f32[3,4,5](torch)", 60),
+    ]
+    assert all(r.site.startswith("test_trace.py:") for r in seen)
+    for call in (lambda: nd.stack(rows), lambda: nd.image_to_torch(pixels), lambda: nd.image_to_numpy(planes)):
+        with nd.trace(forbid_copies=True), pytest.raises(nd.CopyRequiredError, match="forbid_copies"):
+            call()

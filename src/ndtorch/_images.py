@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from . import _bridge, _native
+from . import _bridge, _native, _trace
 from ._casting import copy_into
 from ._convert import to_numpy, to_torch
 from ._dtypes import BY_NAME, DType, from_numpy_dtype, resolve
@@ -75,6 +75,24 @@ def image_to_torch(
     >>> nd.image_to_torch(pixels, mean=(0.5, 0.5, 0.0), std=0.5)[:, 0, 0]
     tensor([1., 1., 2.])
     """
+    options = (dtype, scale, mean, std, device, memory_format, out)
+    if _trace.watching():
+        source = _name_of(image)
+        reason = "pixels become planes in new memory"
+        return cast(torch.Tensor, _trace.observe("image_to_torch", source, reason, lambda: _to_torch(image, *options)))
+    return _to_torch(image, *options)
+
+
+def _to_torch(
+    image: Any,
+    dtype: Any,
+    scale: bool | float,
+    mean: Any,
+    std: Any,
+    device: Any,
+    memory_format: torch.memory_format,
+    out: torch.Tensor | None,
+) -> torch.Tensor:
     subject = "image_to_torch"
     pixels = _pixels_of(image, subject)
     whole = _as_batch(pixels, subject)
@@ -134,6 +152,16 @@ def image_to_numpy(image: Any, /, *, mean: Any = None, std: Any = None, dtype: A
     >>> nd.image_to_numpy(torch.tensor([[[0.0, 0.5, 2.0]]]))[..., 0]
     array([[  0, 128, 255]], dtype=uint8)
     """
+    if _trace.watching():
+        source = _name_of(image)
+        reason = "planes become pixels in new memory"
+        return cast(
+            AnyArray, _trace.observe("image_to_numpy", source, reason, lambda: _to_numpy(image, mean, std, dtype))
+        )
+    return _to_numpy(image, mean, std, dtype)
+
+
+def _to_numpy(image: Any, mean: Any, std: Any, dtype: Any) -> AnyArray:
     subject = "image_to_numpy"
     planes = _planes_of(image, subject)
     whole = (
@@ -160,6 +188,12 @@ def _channels_last(planes: AnyArray) -> AnyArray:
 
 
 # --- what is a picture
+
+
+def _name_of(image: Any) -> str:
+    if isinstance(image, list | tuple):
+        return f"{len(image)} pictures"
+    return str(describe(image)) if isinstance(image, np.ndarray | torch.Tensor) else f"a {type(image).__name__}"
 
 
 def _pixels_of(image: Any, subject: str) -> AnyArray:

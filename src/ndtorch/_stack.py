@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch.autograd.graph import increment_version
 
-from . import _bridge, _memory, _native
+from . import _bridge, _memory, _native, _trace
 from ._casting import why_not_cast
 from ._convert import to_numpy, to_torch
 from ._dtypes import BY_TORCH, TABLE, DType, from_numpy_dtype, resolve
@@ -77,6 +77,14 @@ def stack(
     (tensor([[1, 2, 3],
             [4, 0, 0]]), tensor([3, 1]))
     """
+    if _trace.watching():
+        arrays = _listed(arrays)
+        return _trace.observe(
+            "stack",
+            f"{len(arrays)} arrays",
+            "one tensor of many arrays is new memory",
+            lambda: stack_into(_bridge.fresh, arrays, dim, dtype, device, pad_value, out),
+        )
     if dim == 0 and dtype is device is pad_value is out is None:
         result = _native.stack_plain(arrays)
         if result is not None:

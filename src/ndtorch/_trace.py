@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 from . import _bridge
 from ._errors import CopyRequiredError
@@ -25,7 +26,7 @@ class Record:
 
     Attributes:
         site: File and line of the call, as ``file.py:12``.
-        function: ``to_torch`` or ``to_numpy``.
+        function: ``to_torch``, ``to_numpy``, ``stack`` or one of the ``image_`` functions.
         source: The described source, such as ``f64[3,4](numpy)``.
         path: Where in a structure it was found.
         shared: Whether the result is the source's memory.
@@ -180,6 +181,25 @@ def record(plan: Plan, path: str, nbytes: int, seconds: float) -> None:
     )
     for open_trace in _open_traces():
         open_trace._records.append(entry)
+
+
+def observe(function: str, source: str, reason: str, make: Callable[[], Any]) -> Any:
+    """Make a result that is new memory by its nature, such as a stack, under the eyes of the open traces.
+
+    Raises:
+        CopyRequiredError: A trace forbids copies.
+    """
+    if any(open_trace.forbid_copies for open_trace in _open_traces()):
+        fact = f"cannot make new memory of {source} inside trace(forbid_copies=True): {reason}"
+        raise CopyRequiredError(function, fact, hint="call it outside the block, or allow copies", reason=reason)
+    start = time.perf_counter()
+    result = make()
+    seconds = time.perf_counter() - start
+    tensor = result[0] if isinstance(result, tuple) else result
+    entry = Record(_call_site(), function, source, "", False, 0, int(tensor.nbytes), seconds, reason)
+    for open_trace in _open_traces():
+        open_trace._records.append(entry)
+    return result
 
 
 def _call_site() -> str:
