@@ -302,3 +302,36 @@ def test_error_in_a_data_loader_tells_what_happened_where(workers: int) -> None:
 
 def test_collate_can_be_sent_to_another_process() -> None:
     assert pickle.loads(pickle.dumps(nd.collate)) is nd.collate
+
+
+# ---- what errors say ----
+
+
+def test_missing_key_is_named() -> None:
+    with pytest.raises(nd.ShapeMismatchError, match="sample 2 has no 'y', which sample 0 has") as caught:
+        nd.collate([{"x": 1, "y": 2}, {"x": 1, "y": 2}, {"x": 1}])
+    assert caught.value.index == 2
+    with pytest.raises(nd.ShapeMismatchError, match="sample 1 has 'z', which sample 0 has not"):
+        nd.collate([{"x": 1}, {"x": 1, "z": 2}])
+
+
+def test_error_of_a_leaf_has_one_note_and_helps_in_a_loader() -> None:
+    with pytest.raises(nd.ShapeMismatchError) as caught:
+        nd.collate([{"s": [A]}, {"s": [A[:2]]}])
+    assert caught.value.__notes__ == ["at source['s'][0]"]
+    assert str(caught.value).startswith(
+        "collate: sample 1 has an array of another shape than sample 0; expected (3, 4)"
+    )
+    assert "collate_fn" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("batch", [{"x": 1}, "text", b"bytes"], ids=repr)
+def test_one_sample_that_is_no_list_of_samples_is_refused(batch: Any) -> None:
+    with pytest.raises(nd.UnsupportedTypeError, match="expected a list of samples"):
+        nd.collate(batch)
+
+
+def test_error_in_a_worker_arrives_as_what_it_is() -> None:
+    loader = DataLoader([A, A[:2]], batch_size=2, num_workers=1, collate_fn=nd.collate)
+    with pytest.raises(nd.ShapeMismatchError, match="collate: sample 1"):
+        list(loader)

@@ -323,6 +323,7 @@ REFUSED: list[tuple[str, type[nd.NdtorchError], Any, dict[str, Any], dict[str, A
     *((THERE, TYPE, image, {}, {}) for image in (np.ma.masked_equal(U8, 0), object(), "cat.png")),
     *((THERE, OPTION, U8, {"scale": v}, {}) for v in (0, 0.0, -1, NAN, "255", None, [1, 1, 1])),
     *((THERE, OPTION, U8, {"std": v}, {}) for v in (0, 0.0, (1, 0, 1), NAN, (1, 1, float("inf")))),
+    *((THERE, OPTION, U8, {"mean": v}, {}) for v in (NAN, (0, 0, float("inf")), "grey")),
     *((THERE, OPTION, U8, {"memory_format": v}, {}) for v in ("channels_last", torch.preserve_format)),
     (THERE, OPTION, U8, {"device": "abacus"}, {}),
     *((BACK, SHAPE, torch.ones(s), {}, {}) for s in ((), (3,), (5, 4, 3), (2, 4, 5), (2, 5, 4, 3), (1, 1, 3, 4, 5))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -112,6 +113,14 @@ def test_out_that_is_lazily_conjugated_holds_the_values_or_is_refused() -> None:
         assert not out.any()
     else:
         assert_same(out, torch.tensor([[1j, 2 - 1j]]))
+
+
+def test_hint_for_the_last_smaller_batch_is_its_part_of_the_buffer() -> None:
+    buffer = torch.zeros(4, 2)
+    with pytest.raises(nd.ShapeMismatchError, match=re.escape("out=out[:2]")):
+        nd.stack([A, A], out=buffer, dtype="float32")
+    with pytest.raises(nd.InvalidOptionError, match=re.escape("out=torch.empty((2, 2), dtype=torch.float64)")):
+        nd.stack([A, A], out=torch.zeros(2, 2, dtype=torch.int64))
 
 
 # ---- device ----

@@ -8,6 +8,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <thread>
 
@@ -171,13 +172,15 @@ class Pool {
 };
 
 // Never destroyed: helpers may outlive every static object. A forked child has none of its
-// parent's threads, and its locks may be taken for good, so it gets another pool.
-std::atomic<Pool*> pool{new Pool};
+// parent's threads, and its locks may be taken for good, so the pool is made anew in its place:
+// where other threads had locks of the allocator, allocating could wait for ever.
+alignas(Pool) unsigned char pool_memory[sizeof(Pool)];
+Pool* pool = new (pool_memory) Pool;
 std::atomic<bool> forked{false};
 
 // Where it cannot be registered a child would wait for threads it does not have: no helpers then.
 const bool has_fork_handler = pthread_atfork(nullptr, nullptr, [] {
-                                pool.store(new Pool);
+                                pool = new (pool_memory) Pool;
                                 forked.store(true);
                               }) == 0;
 
@@ -210,7 +213,7 @@ Outcome run_on_threads(int64_t count, int64_t grain, int threads, Work work, Int
     return !interrupted;
   };
   const bool alone = job.parts == 1 || !has_fork_handler;
-  if (alone || !pool.load()->run(job, goes_on)) job.run(0, goes_on);
+  if (alone || !pool->run(job, goes_on)) job.run(0, goes_on);
   if (interrupted) return Outcome::kInterrupted;
   return job.stop.load(std::memory_order_relaxed) != 0 ? Outcome::kStopped : Outcome::kDone;
 }

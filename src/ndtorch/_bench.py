@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -330,7 +331,9 @@ def table(*, short: bool = False) -> Iterator[Row]:
         pictures((32, 32, 3), 0.40, None),
     ):
         for work in works:
-            yield measure(work, seconds=budget)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch has something to say about lists of arrays
+                yield measure(work, seconds=budget)
 
 
 def growth(nbytes: int, *, seconds: float = 3.0) -> Iterator[Row]:

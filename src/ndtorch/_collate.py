@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,21 @@ from torch.utils.data import get_worker_info
 
 from . import _bridge
 from ._dtypes import DType
-from ._errors import NdtorchError, ShapeMismatchError, UnsupportedDtypeError
+from ._errors import NdtorchError, ShapeMismatchError, UnsupportedDtypeError, UnsupportedTypeError
 from ._objects import is_number
 from ._stack import stack_into
 from ._structures import take_apart
+
+Allocate = Callable[[tuple[int, ...], DType], tuple[torch.Tensor, np.ndarray[Any, Any]]]
+
+# Python's numbers have 64 bits, as in torch's default_collate.
+_PLAIN_NUMBERS = {bool: torch.bool, int: torch.int64, float: torch.float64}
+_WIDTH = (torch.bool, torch.int64, torch.float64)
+_LEAVES: dict[type, str] = {
+    **dict.fromkeys(_PLAIN_NUMBERS, "number"),
+    **dict.fromkeys((str, bytes), "text"),
+    **dict.fromkeys((np.ndarray, torch.Tensor), "array"),
+}
 
 
 def collate(batch: Sequence[Any], /) -> Any:
@@ -43,49 +54,98 @@ def collate(batch: Sequence[Any], /) -> Any:
     {'x': tensor([[0., 0.],
             [1., 1.]], dtype=torch.float64), 'y': tensor([1, 0])}
     """
+    if isinstance(batch, Mapping | str | bytes):
+        fact = f"cannot collate a {type(batch).__name__}"
+        hint = "ndtorch.collate([sample]) for one sample"
+        raise UnsupportedTypeError("collate", fact, expected="a list of samples", got=type(batch).__name__, hint=hint)
     samples = list(batch)
     if not samples:
         raise ShapeMismatchError("collate", "the batch is empty", expected="at least one sample", got="none")
-    first = take_apart(samples[0], "collate", lists_are_arrays=False)
-    columns: list[list[Any]] = [[leaf] for leaf in first.leaves]
-    for i, sample in enumerate(samples[1:], 1):
-        other = take_apart(sample, "collate", lists_are_arrays=False)
+    return _batch_of(samples, _bridge.fresh if get_worker_info() is None else _shared)
+
+
+def _batch_of(samples: list[Any], allocate: Allocate) -> Any:
+    """One batch of samples, or of what all samples have in one place."""
+    types = set(map(type, samples))
+    cls = type(samples[0])
+    if len(types) == 1 and cls in _LEAVES:
+        return _batch_of_kind(_LEAVES[cls], samples, allocate)
+    if types == {dict}:
+        return {key: _batch_at(f"[{key!r}]", column, allocate) for key, column in _columns_by_key(samples).items()}
+    if types == {list} or types == {tuple}:
+        columns = _columns_by_position(samples)
+        return cls(_batch_at(f"[{i}]", column, allocate) for i, column in enumerate(columns))
+    first, *others = (take_apart(sample, "collate", lists_are_arrays=False) for sample in samples)
+    for i, other in enumerate(others, 1):
         if other.treespec != first.treespec:
-            raise _odd_structure(i, first.treespec, other.treespec)
-        for column, leaf in zip(columns, other.leaves, strict=True):
-            column.append(leaf)
-    allocate = _bridge.fresh if get_worker_info() is None else _shared
-    results = []
-    for position, column in enumerate(columns):
-        try:
-            results.append(_batch_of(column, allocate))
-        except NdtorchError as error:
-            error.path = ""  # the leaf is what counts; the sample is in `index`
-            raise error.at(first.paths()[position]) from None
-    return first.rebuild(results)
+            raise _odd_sample(i, "another structure than sample 0", first.treespec, other.treespec)
+    if first.treespec.is_leaf():
+        return _batch_of_leaves(samples, allocate)
+    leaves = zip(*(each.leaves for each in (first, *others)), strict=True)
+    batches = [_batch_at(path, list(column), allocate) for path, column in zip(first.paths(), leaves, strict=True)]
+    return first.rebuild(batches)
 
 
-def _batch_of(column: list[Any], allocate: Any) -> Any:
+def _batch_at(path: str, column: list[Any], allocate: Allocate) -> Any:
+    try:
+        return _batch_of(column, allocate)
+    except NdtorchError as error:
+        raise error.at(path) from None
+
+
+def _columns_by_key(samples: list[dict[Any, Any]]) -> dict[Any, list[Any]]:
+    keys = samples[0].keys()
+    for i, sample in enumerate(samples):
+        if sample.keys() != keys:
+            missing, extra = [*(keys - sample.keys())], [*(sample.keys() - keys)]
+            fact = f"no {missing[0]!r}, which sample 0 has" if missing else f"{extra[0]!r}, which sample 0 has not"
+            raise _odd_sample(i, fact, list(keys), list(sample))
+    return {key: [sample[key] for sample in samples] for key in keys}
+
+
+def _columns_by_position(samples: list[Any]) -> list[list[Any]]:
+    for i, sample in enumerate(samples):
+        if len(sample) != len(samples[0]):
+            raise _odd_sample(i, "another length than sample 0", len(samples[0]), len(sample))
+    return [list(column) for column in zip(*samples, strict=True)]
+
+
+def _batch_of_leaves(column: list[Any], allocate: Allocate) -> Any:
     """One leaf of every sample as one tensor, or as a list where it is text or None."""
     kinds = [_kind_of(leaf) for leaf in column]
     odd = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), None)
     if odd is not None:
-        raise _odd_structure(odd, kinds[0], kinds[odd])
-    if kinds[0] in ("text", "None"):
+        raise _odd_sample(odd, "another kind of leaf than sample 0", kinds[0], kinds[odd])
+    return _batch_of_kind(kinds[0], column, allocate)
+
+
+def _batch_of_kind(kind: str, column: list[Any], allocate: Allocate) -> Any:
+    if kind in ("text", "None"):
         return column
-    leaves = column if kinds[0] == "array" else [_python_number(leaf) for leaf in column]
     try:
-        return stack_into(allocate, leaves)
+        if kind == "array":
+            return stack_into(allocate, column)
+        if allocate is _bridge.fresh and set(map(type, column)) <= _PLAIN_NUMBERS.keys():
+            dtype = max((_PLAIN_NUMBERS[cls] for cls in set(map(type, column))), key=_WIDTH.index)
+            return torch.tensor(column, dtype=dtype)
+        return stack_into(allocate, [_python_number(leaf) for leaf in column])
     except NdtorchError as error:
         raise _of_collate(error) from None
+    except (OverflowError, RuntimeError):
+        fact = "an integer does not fit the 64 bits of an int64"
+        raise UnsupportedDtypeError("collate", fact, hint="float(value) if it may round") from None
 
 
 def _of_collate(error: NdtorchError) -> NdtorchError:
-    """The same error as this function's own, with the sample in ``index``."""
+    """The same error as this function's own: its leaf is in ``path``, the sample in ``index``."""
     path = error.path or ""
     if path and "index" not in error.facts:
         error.facts["index"] = int(path[1:].partition("]")[0])
-    return error.renamed("collate")
+    hint = None
+    if isinstance(error, ShapeMismatchError):
+        error.fact = f"sample {error.facts['index']} has an array of another shape than sample 0"
+        hint = "give all one shape, or pad them with ndtorch.stack(arrays, pad_value=0) in a collate_fn of your own"
+    return error.without_path().renamed("collate", hint=hint)
 
 
 def _kind_of(leaf: Any) -> str:
@@ -93,22 +153,20 @@ def _kind_of(leaf: Any) -> str:
         return "None"
     if isinstance(leaf, str | bytes):
         return "text"
-    return "number" if is_number(leaf) else "array"
+    if is_number(leaf):
+        return "number"
+    return "array"
 
 
 def _python_number(value: Any) -> Any:
     """A number with the dtype that torch's ``default_collate`` gives it: Python's have 64 bits."""
     if isinstance(value, np.generic):
         return value
-    try:
-        return np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}.get(type(value)))
-    except OverflowError:
-        fact = f"{value} does not fit the 64 bits of an int64"
-        raise UnsupportedDtypeError("collate", fact, hint="float(value) if it may round") from None
+    return np.asarray(value, {bool: np.bool_, int: np.int64, float: np.float64}.get(type(value)))
 
 
-def _odd_structure(index: int, expected: Any, got: Any) -> ShapeMismatchError:
-    fact = f"sample {index} has another structure than sample 0"
+def _odd_sample(index: int, what: str, expected: Any, got: Any) -> ShapeMismatchError:
+    fact = f"sample {index} has {what}"
     hint = "give every sample the same keys and kinds of leaves"
     return ShapeMismatchError("collate", fact, expected=expected, got=got, hint=hint, index=index)
 

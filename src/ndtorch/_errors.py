@@ -42,7 +42,7 @@ class NdtorchError(Exception):
     def __init__(
         self,
         subject: str,
-        fact: str,
+        fact: str = "",
         *,
         expected: object = None,
         got: object = None,
@@ -60,6 +60,8 @@ class NdtorchError(Exception):
         self.args = (self._message(),)
 
     def _message(self) -> str:
+        if not self.fact:  # a DataLoader makes the error of its worker anew, from the message alone
+            return self.subject
         text = f"{self.subject}: {self.fact}"
         if self.expected is not None:
             text += f"; expected {self.expected}, got {self.got}"
@@ -84,10 +86,17 @@ class NdtorchError(Exception):
             self.add_note(f"at source{self.path}")
         return self
 
-    def renamed(self, subject: str) -> NdtorchError:
-        """Say that it happened in ``subject``, which called what raised this."""
+    def renamed(self, subject: str, *, hint: str | None = None) -> NdtorchError:
+        """Say that it happened in ``subject``, which called what raised this, and what helps there."""
         self.subject = subject
+        self.hint = self.hint if hint is None else hint
         self.args = (self._message(),)
+        return self
+
+    def without_path(self) -> NdtorchError:
+        """Forget which leaf failed, for a caller that counts its leaves in another way."""
+        self.__notes__ = [note for note in self.__dict__.get("__notes__", []) if note != f"at source{self.path}"]
+        self.path = ""
         return self
 
 

@@ -66,9 +66,10 @@ def image_to_torch(
         CHW for one picture, NCHW for a batch; HW gives one channel.
 
     Raises:
-        ShapeMismatchError: It is no picture, or pictures of a list differ; ``mean`` or ``std`` is not one per channel.
+        ShapeMismatchError: It is no picture, or pictures of a list differ; ``mean`` or ``std`` is not one per channel;
+            ``out`` has another shape than the result.
         UnsupportedDtypeError: Pixels of such a dtype mean nothing here, or the result cannot have it.
-        InvalidOptionError: An option has no such value, or ``out`` does not fit.
+        InvalidOptionError: An option has no such value, or ``out`` is no memory for the result.
 
     >>> import numpy as np, ndtorch as nd
     >>> pixels = np.full((2, 2, 3), 255, dtype=np.uint8)
@@ -98,6 +99,8 @@ def _to_torch(
     whole = _as_batch(pixels, subject)
     look_up = _recipe if isinstance(scale, bool | int | float | str) else _recipe.__wrapped__  # a list has no hash
     recipe = look_up(subject, whole.dtype, whole.shape[3], dtype, scale, _numbers("mean", mean), _numbers("std", std))
+    if recipe is None:
+        raise _no_pixels(subject, pixels, ", ".join(_PIXELS))
     is_interleaved = _is_channels_last(memory_format, subject)
     place = resolve_device(subject, device)
     memory = whole.shape if is_interleaved else (whole.shape[0], whole.shape[3], *whole.shape[1:3])
@@ -141,7 +144,7 @@ def image_to_numpy(image: Any, /, *, mean: Any = None, std: Any = None, dtype: A
         dtype: uint8 (None), uint16 or float32.
 
     Returns:
-        HWC or NHWC pixels; HW for HW.
+        HWC or NHWC pixels; HW for HW. One channel stays an axis: Pillow wants ``pixels[..., 0]``.
 
     Raises:
         ShapeMismatchError: It is no picture, or pictures of a list differ; ``mean`` or ``std`` is not one per channel.
@@ -262,7 +265,7 @@ def _batch_of(pictures: Sequence[AnyArray], shaped: Sequence[AnyArray], subject:
                 f"picture {i} has another shape than picture 0",
                 expected=pictures[0].shape,
                 got=one.shape,
-                hint="make them equal in size first",
+                hint='image.convert("RGB") gives all the same channels, image.resize((width, height)) the same size',
                 index=i,
             )
     try:
@@ -280,7 +283,7 @@ def _as_batch(pixels: AnyArray, subject: str) -> AnyArray:
         return pixels if ndim == 4 else pixels[None]
     hint = None
     if ndim in (3, 4) and pixels.shape[-3] in _CHANNELS:
-        hint = "image.transpose(1, 2, 0) if these are planes, image[..., None] if they are grey pictures"
+        hint = "these look like planes: numpy.moveaxis(image, -3, -1), a transpose, gives pixels"
     elif ndim == 3:
         hint = "image[..., None] if these are grey pictures"
     raise ShapeMismatchError(
@@ -293,10 +296,9 @@ def _as_batch(pixels: AnyArray, subject: str) -> AnyArray:
 
 
 def _no_pixels(subject: str, array: AnyArray, expected: str) -> UnsupportedDtypeError:
-    hint = "image.astype(...) if its numbers are intensities"
-    return UnsupportedDtypeError(
-        subject, f"{describe(array)} is no picture", expected=expected, got=str(array.dtype), hint=hint
-    )
+    fact = f"cannot take {describe(array)} for a picture"
+    hint = "image.astype('uint8') if its numbers are 0 to 255"
+    return UnsupportedDtypeError(subject, fact, expected=expected, got=str(array.dtype), hint=hint)
 
 
 def _wrong_dtype(subject: str, row: DType, own: DType) -> UnsupportedDtypeError:
@@ -335,10 +337,13 @@ def _numbers(option: str, value: Any) -> float | tuple[float, ...] | None:
 
 
 @lru_cache(maxsize=256, typed=True)
-def _recipe(subject: str, pixels: np.dtype[Any], channels: int, dtype: Any, scale: Any, mean: Any, std: Any) -> _Recipe:
+def _recipe(
+    subject: str, pixels: np.dtype[Any], channels: int, dtype: Any, scale: Any, mean: Any, std: Any
+) -> _Recipe | None:
+    """What to do with pixels of a dtype; ``None`` where they are no pixels."""
     own = from_numpy_dtype(pixels)
     if own is None or own.name not in _PIXELS:
-        raise _no_pixels(subject, np.empty((0, channels), pixels), ", ".join(_PIXELS))
+        return None
     row = BY_NAME["float32"] if dtype is None else resolve(dtype, subject=subject)
     divisor, factor = 0.0, 1.0
     if isinstance(scale, bool | np.bool_):
@@ -375,8 +380,13 @@ def _normalisation(subject: str, channels: int, mean: Any, std: Any) -> tuple[li
         numbers = [] if value is None else [value] * channels if isinstance(value, float) else list(value)
         if value is not None and len(numbers) != channels:
             fact = f"{option}= has another length than the picture has channels"
-            raise ShapeMismatchError(subject, fact, expected=channels, got=len(numbers))
+            hint = f"one number, or one for each of the {channels} channels"
+            raise ShapeMismatchError(subject, fact, expected=channels, got=len(numbers), hint=hint)
         lists.append([float(np.float32(one)) for one in numbers])
+    if not all(map(math.isfinite, lists[0])):
+        raise InvalidOptionError(
+            subject, f"mean={mean!r} cannot be subtracted", expected="finite numbers", got=repr(mean)
+        )
     if any(not math.isfinite(one) or one == 0 for one in lists[1]):
         raise InvalidOptionError(subject, f"std={std!r} cannot be divided by", expected="finite, not 0", got=repr(std))
     return lists[0], lists[1]

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from . import _bridge, _memory, _native, _trace
 from ._casting import why_not_cast
 from ._convert import to_numpy, to_torch
-from ._dtypes import BY_TORCH, TABLE, DType, from_numpy_dtype, resolve
+from ._dtypes import TABLE, DType, from_numpy_dtype, resolve
 from ._errors import (
     InvalidOptionError,
     LossyCastError,
@@ -56,7 +56,7 @@ def stack(
             their integers, complex32 as complex64.
         dim: Where the new dimension of size n goes in the result, from -(ndim + 1) to ndim.
         dtype: Dtype of the result, under the ``same_kind`` rules of `to_torch`. None takes the smallest dtype that
-            holds every value of every array, whatever their order.
+            NumPy calls safe for each of theirs, whatever their order: int64 and float32 become float64.
         device: Where the result lies; None is the CPU, or where ``out`` is.
         pad_value: Lets the arrays differ in size along their first axis, and fills the rest of the shorter ones.
         out: A tensor of the result's shape and dtype to write into. Its items may lie anywhere, but not on each other.
@@ -65,9 +65,10 @@ def stack(
         The tensor; with ``pad_value=`` the tensor and the lengths, an int64 tensor of shape (n,).
 
     Raises:
-        ShapeMismatchError: Names the first array whose shape differs, in ``index``, ``expected`` and ``got``.
+        ShapeMismatchError: Names the first array whose shape differs, in ``index``, ``expected`` and ``got``; or
+            ``out`` has another shape than the result.
         LossyCastError: ``dtype=`` or ``pad_value=`` would lose values.
-        InvalidOptionError: ``out`` or ``dim`` does not fit.
+        InvalidOptionError: ``dim`` is no place, or ``out`` is no memory for the result.
         UnsupportedTypeError: One of them is no array of numbers; its ``path`` says which.
 
     >>> import numpy as np, ndtorch as nd
@@ -195,7 +196,7 @@ def _numbers_of(array: AnyArray, wanted: DType | None) -> AnyArray:
         return array.view(array.dtype.str[0] + "i8")
     if array.dtype.kind in "SUV":
         fact = f"cannot stack {describe(array)}: it holds no numbers"
-        raise UnsupportedDtypeError("stack", fact, hint="ndtorch.collate keeps text in a list")
+        raise UnsupportedDtypeError("stack", fact, hint="array.tolist() gives text that stays as it is")
     return np.asarray(to_numpy(to_torch(array, dtype=None if wanted is None else wanted.torch)))
 
 
@@ -204,7 +205,10 @@ def _shape_of(sources: tuple[AnyArray, ...], odd: int, pad_value: Any) -> tuple[
     first = sources[0].shape
     if pad_value is None:
         if odd < len(sources):
-            raise _odd_shape(odd, first, sources[odd].shape, "pad_value=0 fills up arrays that differ along axis 0")
+            got = sources[odd].shape
+            can_pad = len(first) == len(got) > 0 and first[1:] == got[1:]
+            hint = "pad_value=0 fills up" if can_pad else "pad_value= fills up the first axis only: give all one shape"
+            raise _odd_shape(odd, first, got, hint)
         return first, None
     for i, source in enumerate(sources):
         if source.ndim == 0 or source.shape[1:] != first[1:]:
@@ -215,7 +219,7 @@ def _shape_of(sources: tuple[AnyArray, ...], odd: int, pad_value: Any) -> tuple[
 
 
 def _odd_shape(index: int, expected: tuple[int, ...], got: tuple[int, ...], hint: str) -> ShapeMismatchError:
-    fact = f"array {index} has another shape than array 0" if index else f"array {index} has no first axis"
+    fact = f"array {index} has another shape than array 0" if got != expected else f"array {index} has no first axis"
     return ShapeMismatchError("stack", fact, expected=expected, got=got, hint=hint, index=index)
 
 
@@ -269,7 +273,8 @@ def _padding(value: Any, row: DType) -> AnyArray:
             is_kept = is_kept and (not rounds or not np.isfinite(given) or bool(np.isfinite(item)))
     if not is_kept:
         fact = f"pad_value={value!r} is no value of {row.name}"
-        raise LossyCastError("stack", fact, hint="dtype= with a dtype that holds it", value=value, dtype=row.name)
+        hint = "a number, or dtype= with a dtype that holds it"
+        raise LossyCastError("stack", fact, hint=hint, value=value, dtype=row.name)
     return item
 
 
@@ -300,11 +305,17 @@ def check_out(
 
     fact, expected, got, hint = _why_not_writable(out)
     if not fact and tuple(out.shape) != shape:
-        raise ShapeMismatchError(subject, "out has another shape than the result", expected=shape, got=tuple(out.shape))
+        larger = shape and tuple(out.shape[1:]) == shape[1:] and out.shape[0] > shape[0]
+        raise ShapeMismatchError(
+            subject,
+            "out has another shape than the result",
+            expected=shape,
+            got=tuple(out.shape),
+            hint=f"out=out[:{shape[0]}] writes into its first part" if larger else f"out=torch.empty({shape}, ...)",
+        )
     if not fact and out.dtype != row.torch:
-        known = BY_TORCH.get(out.dtype)
         fact, expected, got = f"is {out.dtype} and the result {row.torch}", row.name, str(out.dtype)[len("torch.") :]
-        hint = None if known is None else f"dtype={known.name!r} casts to it"
+        hint = f"out=torch.empty({shape}, dtype={row.torch})"
     if not fact and device is not None and torch.device(device).type != out.device.type:
         fact, expected, got = f"lies on {out.device}, not where device={device!r} says", device, str(out.device)
     if not fact and out.device.type == "cpu" and out.numel():
