@@ -83,6 +83,8 @@ def main() -> None:
     for flag in ("--growth", "--pictures", "--readme"):
         parser.add_argument(flag, action="store_true")
     arguments = parser.parse_args()
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring, not after
     known = arguments.source
     figures = json.loads(known.read_text()) if known else measured(with_growth=arguments.growth)
     text = markdown(figures)

@@ -44,7 +44,7 @@ def _draw_speed(rows: list[Row], machine: str, path: Path) -> None:
     for y, (row, peer) in enumerate(bars):
         faster = 1 / row.ratio(peer)
         axes.barh(y, faster, color=OURS if faster >= 1 else THEIRS, height=0.7)
-        axes.text(faster * 1.03, y, f"{faster:.2g}x", va="center", fontsize=8)
+        axes.text(faster * 1.03, y, f"{faster:.0f}x" if faster >= 100 else f"{faster:.2g}x", va="center", fontsize=8)
         if LIMIT in row.peers:
             axes.plot([row.peers[peer] / row.peers[LIMIT]] * 2, [y - 0.45, y + 0.45], color=BOUND, linewidth=2)
         labels.append(f"{row.work}   against {peer}")
@@ -77,7 +77,9 @@ def _draw_growth(growth: list[dict[str, Any]], machine: str, path: Path) -> None
         axes.minorticks_off()
         axes.set_title(f"{count} thread{'s' * (count > 1)}", fontsize=9)
     panels[0][0].set_ylabel("time over that of the fastest peer")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False, fontsize=8)
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 0.0), "bbox_transform": figure.transFigure}
+    figure.legend(handles, labels, ncols=4, frameon=False, fontsize=8, **place)
     figure.text(0.5, -0.04, machine, ha="center", fontsize=7)
     figure.subplots_adjust(bottom=0.24)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})

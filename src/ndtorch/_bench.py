@@ -163,7 +163,7 @@ def copies(nbytes: int) -> Iterator[Work]:
             "Tensor.to": lambda: t.to(torch.float32),
             LIMIT: lambda: torch.from_numpy(np.empty(a.shape, np.float32)).copy_(t),
         },
-        {"torch.tensor": 0.40},
+        {"torch.tensor": 0.40} if nbytes > 1 << 22 else {},
     )
 
 
@@ -287,7 +287,7 @@ def _vision_peers(pixels: np.ndarray[Any, Any], to_planes: tuple[int, ...]) -> d
     peers: dict[str, Side] = {}
     try:
         vision: Any = importlib.import_module("torchvision.transforms.v2.functional")
-    except ImportError:
+    except (ImportError, RuntimeError, OSError):  # built for another torch, it raises RuntimeError
         pass
     else:
 
@@ -298,7 +298,7 @@ def _vision_peers(pixels: np.ndarray[Any, Any], to_planes: tuple[int, ...]) -> d
         peers["torchvision"] = torchvision_chain
     try:
         kornia: Any = importlib.import_module("kornia")
-    except ImportError:
+    except (ImportError, RuntimeError, OSError):
         return peers
     batch = pixels if pixels.ndim == 4 else pixels[None]
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
@@ -340,15 +340,17 @@ def growth(nbytes: int, *, seconds: float = 3.0) -> Iterator[Row]:
     """Measure the rows that grow with their input, at one size; names stay the same from size to size."""
     side = max(1, math.isqrt(nbytes // 3))
     each = max(8, min(nbytes // 16, 1 << 22))
-    for name, works in (
-        (("copy", "float64 to float32"), copies(nbytes)),
-        (("negative strides", "byte-swapped", "transposed"), layouts(nbytes)),
-        (("stack",), stacks(max(2, nbytes // each), (each // 4,))),
-        (("image_to_torch", "image_to_numpy"), pictures((side, side, 3), 0.3, None)),
-    ):
-        for label, work in zip(name, works, strict=False):
-            peers = {peer: call for peer, call in work.peers.items() if peer != LIMIT}
-            yield measure(Work(label, nbytes, work.ours, peers), seconds=seconds, rounds=15)
+    yield from _labelled(("copy", "float64 to float32"), copies(nbytes), nbytes, seconds)
+    yield from _labelled(("negative strides", "byte-swapped", "transposed"), layouts(nbytes), nbytes, seconds)
+    yield from _labelled(("stack",), stacks(max(2, nbytes // each), (each // 4,)), nbytes, seconds)
+    yield from _labelled(("image_to_torch", "image_to_numpy"), pictures((side, side, 3), 0.3, None), nbytes, seconds)
+
+
+def _labelled(labels: tuple[str, ...], works: Iterator[Work], nbytes: int, seconds: float) -> Iterator[Row]:
+    """Measure works under other names; their arrays die with this frame, before the next ones are made."""
+    for label, work in zip(labels, works, strict=False):
+        peers = {peer: call for peer, call in work.peers.items() if peer != LIMIT}
+        yield measure(Work(label, nbytes, work.ours, peers), seconds=seconds, rounds=15)
 
 
 def import_seconds() -> float:
