@@ -115,6 +115,14 @@ def test_out_that_is_lazily_conjugated_holds_the_values_or_is_refused() -> None:
         assert_same(out, torch.tensor([[1j, 2 - 1j]]))
 
 
+@pytest.mark.parametrize("left", [0, 8])
+def test_out_without_its_memory_is_refused(left: int) -> None:
+    out = torch.zeros(2, 2, dtype=torch.float64)
+    out.untyped_storage().resize_(left)
+    with pytest.raises(nd.InvalidOptionError, match="out has a storage smaller than itself"):
+        nd.stack([A, A], out=out)
+
+
 def test_hint_for_the_last_smaller_batch_is_its_part_of_the_buffer() -> None:
     buffer = torch.zeros(4, 2)
     with pytest.raises(nd.ShapeMismatchError, match=re.escape("out=out[:2]")):

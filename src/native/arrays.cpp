@@ -136,8 +136,9 @@ bool copy_by_torch(PyObject* target, PyObject* source) {
 }
 
 Outcome copy_with_python(const CopyRequest& request, int64_t nbytes) {
+  const StridedCopy job(request);  // before other threads can change an array's shape
   return with_python(
-      nbytes, [&](int threads, Interrupt interrupt) { return copy(request, threads, interrupt); });
+      nbytes, [&](int threads, Interrupt interrupt) { return copy(job, threads, interrupt); });
 }
 
 Filled copy_array(PyObject* target, PyObject* source, bool exact) {
@@ -166,18 +167,62 @@ Filled copy_array(PyObject* target, PyObject* source, bool exact) {
 
 namespace {
 
-// One source and, where it is padded, the rest of its place: a copy of one item to all of it.
-struct Piece {
-  CopyRequest request;
-  int64_t shape[kMaxDims];
-  int64_t first_unit;
-};
+// Copies into the places of a stack: each source, and where it is padded one item to all the rest.
+// Shapes and strides are kept here, since other threads may change those of the arrays.
+class Pieces {
+ public:
+  Pieces(PyArrayObject* target, size_t count)
+      : ndim_(PyArray_NDIM(target) - 1),
+        dst_strides_(PyArray_STRIDES(target) + 1, PyArray_STRIDES(target) + 1 + ndim_) {
+    pieces_.reserve(count);
+    numbers_.reserve(2 * count * static_cast<size_t>(ndim_));
+  }
 
-void add_piece(std::vector<Piece>& pieces, const CopyRequest& request) {
-  Piece& piece = pieces.emplace_back();
-  piece.request = request;
-  std::copy_n(request.shape, request.ndim, piece.shape);
-}
+  void add(CopyRequest request, int64_t length, const int64_t* src_strides) {
+    request.ndim = ndim_;
+    request.dst_strides = dst_strides_.data();
+    const size_t at = numbers_.size();
+    numbers_.insert(numbers_.end(), request.shape, request.shape + ndim_);
+    numbers_.insert(numbers_.end(), src_strides, src_strides + ndim_);
+    if (ndim_ > 0) numbers_[at] = length;
+    pieces_.push_back({request, at, 0});
+  }
+
+  // Numbers the units of all copies; returns how many there are.
+  int64_t count_units() {
+    int64_t units = 0;
+    for (Piece& piece : pieces_) {
+      piece.request.shape = numbers_.data() + piece.at;
+      piece.request.src_strides = piece.request.shape + ndim_;
+      piece.first_unit = units;
+      units += StridedCopy(piece.request).units();
+    }
+    return units;
+  }
+
+  void run(int64_t begin, int64_t end) const {
+    auto piece = std::upper_bound(pieces_.begin(), pieces_.end(), begin,
+                                  [](int64_t unit, const Piece& p) { return unit < p.first_unit; });
+    for (--piece; begin < end; ++piece) {
+      const StridedCopy job(piece->request);
+      const int64_t last = std::min(end - piece->first_unit, job.units());
+      job.run(begin - piece->first_unit, last);
+      begin = piece->first_unit + last;
+    }
+  }
+
+ private:
+  struct Piece {
+    CopyRequest request;
+    size_t at;  // of its shape in `numbers_`, which its strides follow
+    int64_t first_unit;
+  };
+
+  int ndim_;
+  std::vector<int64_t> dst_strides_;
+  std::vector<Piece> pieces_;
+  std::vector<int64_t> numbers_;
+};
 
 constexpr int64_t kNoStrides[kMaxDims] = {};
 
@@ -190,8 +235,7 @@ Filled stack_arrays(PyObject* target, PyObject* sources, PyObject* padding) {
   const int ndim = PyArray_NDIM(to) - 1;
   if (ndim < 0 || PyArray_DIM(to, 0) != count) return refuse("not a place for each array");
   const npy_intp* place = PyArray_DIMS(to) + 1;
-  std::vector<Piece> pieces;
-  pieces.reserve(static_cast<size_t>(count));
+  Pieces pieces(to, static_cast<size_t>(count));
   int64_t nbytes = PyArray_NBYTES(to);
   for (Py_ssize_t i = 0; i < count; ++i) {
     PyObject* source = PyTuple_GET_ITEM(sources, i);
@@ -201,7 +245,6 @@ Filled stack_arrays(PyObject* target, PyObject* sources, PyObject* padding) {
     CopyRequest request = copy_request(from);
     aim(request, to);
     request.dst = PyArray_BYTES(to) + i * PyArray_STRIDE(to, 0);
-    request.dst_strides = PyArray_STRIDES(to) + 1;
     const int64_t length = ndim == 0 ? 1 : request.shape[0];
     for (int axis = 0; axis < ndim; ++axis) {
       const bool fits =
@@ -209,41 +252,25 @@ Filled stack_arrays(PyObject* target, PyObject* sources, PyObject* padding) {
       if (!fits) return refuse("shapes differ");
     }
     nbytes += PyArray_NBYTES(from);
-    add_piece(pieces, request);
+    pieces.add(request, length, request.src_strides);
     if (ndim > 0 && length < place[0]) {
       if (!is_source(padding)) return refuse("not a padding that can be copied");
       auto* item = reinterpret_cast<PyArrayObject*>(padding);
-      request.dst = static_cast<char*>(request.dst) + length * request.dst_strides[0];
-      request.src = PyArray_DATA(item);
-      request.src_strides = kNoStrides;
-      request.src_dtype = *dtype_of(PyArray_DESCR(item));
-      request.src_is_swapped = is_swapped(item);
-      request.shape = place;
-      add_piece(pieces, request);
-      pieces.back().shape[0] = place[0] - length;
+      CopyRequest rest = copy_request(item);
+      aim(rest, to);
+      rest.dst = static_cast<char*>(request.dst) + length * PyArray_STRIDE(to, 1);
+      rest.shape = place;
+      pieces.add(rest, place[0] - length, kNoStrides);
     }
   }
-  int64_t units = 0;
-  for (Piece& piece : pieces) {
-    piece.request.shape = piece.shape;
-    piece.first_unit = units;
-    units += StridedCopy(piece.request).units();
-  }
+  const int64_t units = pieces.count_units();
   if (units == 0) return Filled::kDone;
-  const auto run = [&pieces](int64_t begin, int64_t end) {
-    auto piece = std::upper_bound(pieces.begin(), pieces.end(), begin,
-                                  [](int64_t unit, const Piece& p) { return unit < p.first_unit; });
-    for (--piece; begin < end; ++piece) {
-      const StridedCopy job(piece->request);
-      const int64_t last = std::min(end - piece->first_unit, job.units());
-      job.run(begin - piece->first_unit, last);
-      begin = piece->first_unit + last;
-    }
-    return true;
-  };
   const int64_t grain = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, nbytes / units));
   return filled(with_python(nbytes, [&](int threads, Interrupt interrupt) {
-    return parallel_for(units, grain, threads, interrupt, run);
+    return parallel_for(units, grain, threads, interrupt, [&pieces](int64_t begin, int64_t end) {
+      pieces.run(begin, end);
+      return true;
+    });
   }));
 }
 

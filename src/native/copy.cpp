@@ -372,8 +372,7 @@ bool StridedCopy::run_tiles(int64_t begin, int64_t end) const {
   return true;
 }
 
-Outcome copy(const CopyRequest& request, int threads, Interrupt interrupt) {
-  const StridedCopy job(request);
+Outcome copy(const StridedCopy& job, int threads, Interrupt interrupt) {
   const int64_t units = job.units();
   const int wanted = threads_for(units * job.unit_bytes(), threads);
   const int64_t grain = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, job.unit_bytes()));

@@ -34,7 +34,8 @@ struct CopyRequest {
 // Whether the formats are ones that `StridedCopy` converts.
 bool can_cast(Dtype from, Dtype to);
 
-// A copy made ready: axes sorted and merged, kernels chosen. Units are independent of each other.
+// A copy made ready: axes sorted and merged, kernels chosen. It keeps nothing of the request but
+// the two addresses. Units are independent of each other.
 class StridedCopy {
  public:
   explicit StridedCopy(const CopyRequest& request);
@@ -88,8 +89,8 @@ class StridedCopy {
   int64_t units_ = 0, unit_items_ = 0, unit_bytes_ = 0;
 };
 
-// Copies on up to `threads` threads; kStopped means that a value would not survive.
-Outcome copy(const CopyRequest& request, int threads, Interrupt interrupt);
+// Runs a copy on up to `threads` threads; kStopped means that a value would not survive.
+Outcome copy(const StridedCopy& job, int threads, Interrupt interrupt);
 
 // How many threads are worth waking for so many bytes.
 int threads_for(int64_t nbytes, int threads);

@@ -176,17 +176,17 @@ class Pool {
 // where other threads had locks of the allocator, allocating could wait for ever.
 alignas(Pool) unsigned char pool_memory[sizeof(Pool)];
 Pool* pool = new (pool_memory) Pool;
-std::atomic<bool> forked{false};
+std::atomic<int> forks{0};  // between the process that loaded this library and this one
 
 // Where it cannot be registered a child would wait for threads it does not have: no helpers then.
 const bool has_fork_handler = pthread_atfork(nullptr, nullptr, [] {
                                 pool = new (pool_memory) Pool;
-                                forked.store(true);
+                                forks.fetch_add(1);
                               }) == 0;
 
 }  // namespace
 
-bool is_forked() { return forked.load(std::memory_order_relaxed); }
+bool is_forked() { return forks.load(std::memory_order_relaxed) > 0; }
 
 Outcome run_on_threads(int64_t count, int64_t grain, int threads, Work work, Interrupt interrupt) {
   if (count <= 0) return Outcome::kDone;
@@ -213,7 +213,12 @@ Outcome run_on_threads(int64_t count, int64_t grain, int threads, Work work, Int
     return !interrupted;
   };
   const bool alone = job.parts == 1 || !has_fork_handler;
+  const int forks_before = forks.load();
   if (alone || !pool->run(job, goes_on)) job.run(0, goes_on);
+  // A signal handler forked on the way: what the helpers had taken nobody will do in the child.
+  if (forks.load() != forks_before && !interrupted) {
+    return run_on_threads(count, grain, 1, work, interrupt);
+  }
   if (interrupted) return Outcome::kInterrupted;
   return job.stop.load(std::memory_order_relaxed) != 0 ? Outcome::kStopped : Outcome::kDone;
 }

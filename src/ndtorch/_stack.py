@@ -337,6 +337,8 @@ def _why_not_writable(out: Any) -> tuple[str, Any, Any, str | None]:
         return f"has no plain memory to write into: {describe(out)}", "a dense tensor", got, None
     if out.is_meta:
         return "is a meta tensor, which has no memory", None, None, "device='meta' makes one of the result's shape"
+    if not _is_allocated(out):
+        return "has a storage smaller than itself", None, None, "out=torch.empty_like(out)"
     if out.requires_grad:
         return "requires grad: autograd could not see the write", None, None, "out=tensor.detach()"
     if _overlaps_itself(out):
@@ -346,6 +348,13 @@ def _why_not_writable(out: Any) -> tuple[str, Any, Any, str | None]:
 
 def _footprint(array: AnyArray) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
     return array.__array_interface__["data"][0], array.shape, array.strides, array.itemsize
+
+
+def _is_allocated(tensor: torch.Tensor) -> bool:
+    """Whether the storage holds every item: it may have been resized since."""
+    reach = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    needed = (tensor.storage_offset() + reach + 1) * tensor.element_size()
+    return tensor.numel() == 0 or tensor.untyped_storage().nbytes() >= needed
 
 
 def _overlaps_itself(tensor: torch.Tensor) -> bool:

@@ -123,7 +123,8 @@ void test_random_copy(Random& random) {
                       .src_is_swapped = random.once_in(4),
                       .exact = random.once_in(3)};
   const std::vector<char> before = source.memory;
-  const Outcome outcome = copy(request, 1 + static_cast<int>(random.below(4)), {});
+  const StridedCopy job(request);
+  const Outcome outcome = copy(job, 1 + static_cast<int>(random.below(4)), {});
   const std::vector<char> got = target.memory;
   std::fill(target.memory.begin(), target.memory.end(), 0);
   const bool survived = copy_item_by_item(request);
@@ -143,7 +144,7 @@ void test_large_copy_on_threads(Random& random) {
     const CopyRequest request{
         2,   shape,           target.data(), dst,  Dtype::kFloat32, source.data(),
         src, Dtype::kFloat64, false,         false};
-    require(copy(request, 4, {}) == Outcome::kDone, "a large copy is done");
+    require(copy(StridedCopy(request), 4, {}) == Outcome::kDone, "a large copy is done");
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < columns; ++j) {
         const auto at = static_cast<size_t>(src == plain ? i * columns + j : j * rows + i);
@@ -249,6 +250,33 @@ void test_forked_child() {
   require(!is_forked(), "a parent is no child");
 }
 
+// As a signal handler of Python may: the child comes back into the work that was going on.
+void test_fork_within_work() {
+  std::vector<std::atomic<int>> done(2000);
+  pid_t child = -1;
+  struct State {
+    pid_t* child;
+  } state{&child};
+  const Interrupt interrupt{[](void* context) {
+                              pid_t& forked = *static_cast<State*>(context)->child;
+                              if (forked == -1) forked = fork();
+                              return false;
+                            },
+                            &state};
+  const Outcome outcome = parallel_for(2000, 1, 4, interrupt, [&](int64_t begin, int64_t) {
+    usleep(200);
+    ++done[static_cast<size_t>(begin)];
+    return true;
+  });
+  bool all = outcome == Outcome::kDone;
+  for (const auto& count : done) all &= count > 0;
+  if (child == 0) _exit(all ? 0 : 1);
+  require(all && child > 0, "a parent that forks within work does all of it");
+  int status = 1;
+  waitpid(child, &status, 0);
+  require(status == 0, "a child forked within work does all of it");
+}
+
 void test_memory() {
   for (size_t nbytes : {size_t{0}, size_t{1}, size_t{1} << 23, (size_t{1} << 25) + 5}) {
     const Block block = allocate(nbytes);
@@ -270,7 +298,10 @@ int main(int argc, char** argv) {
   for (int i = 0; i < rounds / 20; ++i) test_pictures(random);
   test_work_that_stops();
   test_threads_at_once();
-  if (may_fork) test_forked_child();
+  if (may_fork) {
+    test_forked_child();
+    test_fork_within_work();
+  }
   test_memory();
   std::printf("%d copies, level %s: ok\n", rounds, kernels().level);
 }
