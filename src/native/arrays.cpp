@@ -1,5 +1,7 @@
 #include "arrays.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <vector>
 
@@ -31,7 +33,7 @@ int thread_count(int64_t nbytes) {
 class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) {}
-  ~WithoutGil() { PyEval_RestoreThread(state_); }
+  ~WithoutGil() { take_gil(); }
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;
 
@@ -42,10 +44,17 @@ class WithoutGil {
  private:
   // Runs Python's signal handlers; true where one raised, as the one of Ctrl-C does.
   bool is_due() {
-    PyEval_RestoreThread(state_);
+    take_gil();
     const bool raised = PyErr_CheckSignals() != 0;
     state_ = PyEval_SaveThread();
     return raised;
+  }
+
+  // A daemon thread that comes back while the interpreter finalizes would be ended by unwinding
+  // its stack, which helpers may still be using: it waits for the end of the process instead.
+  void take_gil() {
+    while (is_finalizing()) pause();
+    PyEval_RestoreThread(state_);
   }
 
   PyThreadState* state_;
@@ -98,6 +107,14 @@ void aim(CopyRequest& request, PyArrayObject* target) {
 }  // namespace
 
 void set_thread_count(PyObject* function) { Py_XSETREF(get_num_threads, Py_NewRef(function)); }
+
+bool is_plain_memory(PyArrayObject* array) {
+  PyObject* base = PyArray_BASE(array);
+  while (base != nullptr && PyArray_CheckExact(base)) {
+    base = PyArray_BASE(reinterpret_cast<PyArrayObject*>(base));
+  }
+  return base == nullptr;
+}
 
 bool is_copyable(PyArrayObject* array) {
   const auto dtype = dtype_of(PyArray_DESCR(array));
@@ -282,6 +299,7 @@ Survey survey(PyObject* arrays) {
     PyObject* object = PyTuple_GET_ITEM(arrays, i);
     auto* array = reinterpret_cast<PyArrayObject*>(object);
     if (!PyArray_CheckExact(object) || !is_copyable(array)) return {false, count, 0};
+    found.is_plain &= is_plain_memory(array);
     found.dtypes |= uint64_t{1} << static_cast<unsigned>(*dtype_of(PyArray_DESCR(array)));
     if (first == nullptr) first = array;
     if (found.odd_one == count &&

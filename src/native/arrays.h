@@ -23,6 +23,9 @@ bool is_for_torch(Dtype from, Dtype to, int64_t nbytes);
 // target.copy_(source); false with no exception set where torch would not.
 bool copy_by_torch(PyObject* target, PyObject* source);
 
+// Whether the memory is NumPy's own, not a file's or another library's that may be gone.
+bool is_plain_memory(PyArrayObject* array);
+
 // The memory of an array as the source or target of a copy; the array must be of the table's
 // dtypes.
 bool is_copyable(PyArrayObject* array);
@@ -39,7 +42,7 @@ Filled copy_array(PyObject* target, PyObject* source, bool exact);
 // source may be shorter along its first axis, and the rest becomes that item.
 Filled stack_arrays(PyObject* target, PyObject* sources, PyObject* padding);
 
-// Whether all objects of a tuple are exact arrays of the table's dtypes that a kernel can read, and
+// Whether all objects of a tuple are exact arrays of the table's dtypes in NumPy's own memory, and
 // which is the first whose shape differs from the first one's; the length where none does.
 struct Survey {
   bool is_plain;

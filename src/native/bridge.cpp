@@ -48,14 +48,6 @@ struct Owner {
   bool handed_over;
 };
 
-bool is_finalizing() {
-#if PY_VERSION_HEX >= 0x030D0000
-  return Py_IsFinalizing() != 0;
-#else
-  return _Py_IsFinalizing() != 0;
-#endif
-}
-
 // torch calls this when the tensor's storage dies, on any thread, without the GIL.
 void release(dlpack::ManagedTensor* managed) {
   Owner* owner = reinterpret_cast<Owner*>(managed->manager_ctx);
@@ -247,6 +239,14 @@ bool find(Pointer* out, const char* name) {
 }
 
 }  // namespace
+
+bool is_finalizing() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsFinalizing() != 0;
+#else
+  return _Py_IsFinalizing() != 0;
+#endif
+}
 
 bool import_numpy() { return PyArray_ImportNumPyAPI() == 0; }
 

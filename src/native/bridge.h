@@ -15,6 +15,9 @@ namespace ndtorch {
 // Loads NumPy's C API; false with a Python exception set.
 bool import_numpy();
 
+// Whether the interpreter is on its way out: a thread that asks for the GIL then is ended or hangs.
+bool is_finalizing();
+
 // Turns a direction on. Returns why it cannot be, or "". `accelerators` are the `__dict__`s of
 // torch.cuda and its like: while one says `_initialized`, to_numpy leaves tensors to Python,
 // because a device may still be copying into them.

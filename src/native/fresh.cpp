@@ -30,15 +30,6 @@ void free_memory(dlpack::ManagedTensor* managed) {
   std::free(owner);
 }
 
-// Whether the memory is NumPy's own, not a file's or another library's that may be gone.
-bool is_plain_memory(PyArrayObject* array) {
-  PyObject* base = PyArray_BASE(array);
-  while (base != nullptr && PyArray_CheckExact(base)) {
-    base = PyArray_BASE(reinterpret_cast<PyArrayObject*>(base));
-  }
-  return base == nullptr;
-}
-
 // Whether every item has a place of its own in memory that can be: broadcast arrays are copied
 // compactly, empty ones not at all, and both by Python; wild strides are refused there.
 bool is_distinct(PyArrayObject* array) {

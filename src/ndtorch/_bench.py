@@ -29,6 +29,7 @@ LIMIT = "limit"
 """Name of the side that is no peer: two threads of torch copying into huge pages that NumPy asked for."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_LONG_ROUND = 10.0  # seconds after which one look has to do
 _LEAST_ROUND = 2e-3  # seconds that one side's turn takes at least: shorter ones measure the clock
 
 
@@ -91,7 +92,8 @@ def measure(work: Work, *, seconds: float = 3.0, rounds: int = 31) -> Row:
     calls = {name: max(1, math.ceil(_LEAST_ROUND / max(once, 1e-9))) for name, once in single.items()}
     per_round = sum(calls[name] * once for name, once in single.items())
     times: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(max(3, min(rounds, int(seconds / per_round)))):
+    least = 3 if per_round < _LONG_ROUND else 1
+    for _ in range(max(least, min(rounds, int(seconds / per_round)))):
         for name, side in sides.items():
             start = time.perf_counter()
             for _ in range(calls[name]):

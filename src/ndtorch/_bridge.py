@@ -108,7 +108,10 @@ def fresh(shape: tuple[int, ...], row: DType) -> tuple[torch.Tensor, np.ndarray[
         pair = _native.fresh(shape, row.scalar_type)
         if pair is not None:
             return pair
-    array = np.empty(shape, row.numpy)
+    try:
+        array = np.empty(shape, row.numpy)
+    except ValueError:  # so large that its bytes cannot be counted
+        raise MemoryError(f"no memory for {row.name}[{','.join(map(str, shape))}]") from None
     return share(array), array
 
 

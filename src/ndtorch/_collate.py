@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,14 +54,18 @@ def collate(batch: Sequence[Any], /) -> Any:
     {'x': tensor([[0., 0.],
             [1., 1.]], dtype=torch.float64), 'y': tensor([1, 0])}
     """
-    if isinstance(batch, Mapping | str | bytes):
+    if isinstance(batch, Mapping | str | bytes) or not isinstance(batch, Iterable):
         fact = f"cannot collate a {type(batch).__name__}"
         hint = "ndtorch.collate([sample]) for one sample"
         raise UnsupportedTypeError("collate", fact, expected="a list of samples", got=type(batch).__name__, hint=hint)
     samples = list(batch)
     if not samples:
         raise ShapeMismatchError("collate", "the batch is empty", expected="at least one sample", got="none")
-    return _batch_of(samples, _bridge.fresh if get_worker_info() is None else _shared)
+    try:
+        return _batch_of(samples, _bridge.fresh if get_worker_info() is None else _shared)
+    except RecursionError:
+        fact = "a sample contains itself or is nested too deeply"
+        raise NdtorchError("collate", fact, hint="collate its parts one by one") from None
 
 
 def _batch_of(samples: list[Any], allocate: Allocate) -> Any:
@@ -131,7 +135,7 @@ def _batch_of_kind(kind: str, column: list[Any], allocate: Allocate) -> Any:
         return stack_into(allocate, [_python_number(leaf) for leaf in column])
     except NdtorchError as error:
         raise _of_collate(error) from None
-    except (OverflowError, RuntimeError):
+    except (OverflowError, RuntimeError, ValueError):
         fact = "an integer does not fit the 64 bits of an int64"
         raise UnsupportedDtypeError("collate", fact, hint="float(value) if it may round") from None
 

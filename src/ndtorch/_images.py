@@ -18,12 +18,13 @@ from ._dtypes import BY_NAME, DType, from_numpy_dtype, resolve
 from ._errors import InvalidOptionError, NdtorchError, ShapeMismatchError, UnsupportedDtypeError, UnsupportedTypeError
 from ._options import resolve_device
 from ._spec import describe
-from ._stack import check_out, finish, stack
+from ._stack import array_of, check_out, finish, readable, stack
 
 AnyArray = npt.NDArray[Any]
 
 _CHANNELS = (1, 3, 4)
 _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
+_LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _FLOATS = ("float32", "float16", "bfloat16")
 _PIXELS = (*_LARGEST, "float16", "float32", "float64")
 _PILLOW_MODES = ("1", "L", "RGB", "RGBA", "I;16", "F")
@@ -97,8 +98,12 @@ def _to_torch(
     subject = "image_to_torch"
     pixels = _pixels_of(image, subject)
     whole = _as_batch(pixels, subject)
-    look_up = _recipe if isinstance(scale, bool | int | float | str) else _recipe.__wrapped__  # a list has no hash
-    recipe = look_up(subject, whole.dtype, whole.shape[3], dtype, scale, _numbers("mean", mean), _numbers("std", std))
+    means, stds = _numbers(subject, "mean", mean), _numbers(subject, "std", std)
+    words = (subject, whole.dtype, whole.shape[3], dtype, scale, means, stds)
+    try:  # -0.0 equals 0.0 and is another number: no cache then
+        recipe = _recipe.__wrapped__(*words) if means == 0 or (type(means) is tuple and 0 in means) else _recipe(*words)
+    except TypeError:  # something has no hash
+        recipe = _recipe.__wrapped__(*words)
     if recipe is None:
         raise _no_pixels(subject, pixels, ", ".join(_PIXELS))
     is_interleaved = _is_channels_last(memory_format, subject)
@@ -176,7 +181,9 @@ def _to_numpy(image: Any, mean: Any, std: Any, dtype: Any) -> AnyArray:
         raise _no_pixels(subject, planes, "floats or integers")
     if own.kind != "float":
         return _moved(whole, shape, own, mean, std, dtype)
-    recipe = _way_back(subject, whole.shape[3], dtype, _numbers("mean", mean), _numbers("std", std))
+    recipe = _way_back(
+        subject, whole.shape[3], _hashable(dtype), _numbers(subject, "mean", mean), _numbers(subject, "std", std)
+    )
     pixels = np.empty(shape, recipe.row.numpy)
     if pixels.size and not (own.name in _FLOATS and _native.fill_pixels(pixels, whole, recipe.steps)):
         plain = np.empty((whole.shape[0], whole.shape[3], *whole.shape[1:3]), np.float32)
@@ -202,7 +209,7 @@ def _name_of(image: Any) -> str:
 def _pixels_of(image: Any, subject: str) -> AnyArray:
     """A picture or a batch as one array, in its own memory where it has any."""
     if type(image) is np.ndarray:
-        return image
+        return readable(image, subject)
     if isinstance(image, list | tuple):
         pictures = [_pixels_of(one, subject) for one in image]
         return _batch_of(pictures, [one[..., None] if one.ndim == 2 else one for one in pictures], subject)
@@ -223,8 +230,13 @@ def _pixels_of(image: Any, subject: str) -> AnyArray:
 def _planes_of(image: Any, subject: str) -> AnyArray:
     if isinstance(image, list | tuple):
         pictures = [_planes_of(one, subject) for one in image]
+        if pictures and pictures[0].ndim == 4:
+            fact = "a list of batches is no batch"
+            raise ShapeMismatchError(
+                subject, fact, expected="CHW or HW", got=pictures[0].shape, hint="torch.cat(batches)"
+            )
         return _batch_of(pictures, pictures, subject)
-    planes = image if type(image) is np.ndarray else _array_of(image, subject)
+    planes = readable(image, subject) if type(image) is np.ndarray else _array_of(image, subject)
     channels = planes.shape[-3] if planes.ndim in (3, 4) else 1
     if planes.ndim not in (2, 3, 4) or channels not in _CHANNELS:
         is_pixels = planes.ndim in (3, 4) and planes.shape[-1] in _CHANNELS
@@ -240,13 +252,13 @@ def _planes_of(image: Any, subject: str) -> AnyArray:
 
 def _array_of(image: Any, subject: str) -> AnyArray:
     if isinstance(image, np.ndarray) and not isinstance(image, np.ma.MaskedArray):
-        return np.asarray(image)
+        return readable(np.asarray(image), subject)
     if not isinstance(image, torch.Tensor | np.ma.MaskedArray) and not hasattr(image, "__array__"):
         cls = type(image).__name__
         fact = f"cannot convert a {cls}"
         raise UnsupportedTypeError(subject, fact, expected="a picture or a list of pictures", got=cls)
     try:
-        return np.asarray(to_numpy(image if isinstance(image, torch.Tensor) else to_torch(image, readonly="share")))
+        return array_of(image if isinstance(image, torch.Tensor) else to_torch(image, readonly="share"), subject)
     except NdtorchError as error:
         raise error.renamed(subject) from None
 
@@ -268,6 +280,11 @@ def _batch_of(pictures: Sequence[AnyArray], shaped: Sequence[AnyArray], subject:
                 hint='image.convert("RGB") gives all the same channels, image.resize((width, height)) the same size',
                 index=i,
             )
+        if one.dtype.newbyteorder("=") != pictures[0].dtype.newbyteorder("="):
+            expected, got = pictures[0].dtype.name, one.dtype.name
+            fact = f"picture {i} is {got} and picture 0 {expected}: white is another number"
+            hint = "convert each, then ndtorch.stack"
+            raise UnsupportedDtypeError(subject, fact, expected=expected, got=got, hint=hint, index=i)
     try:
         return np.asarray(to_numpy(stack(shaped)))
     except NdtorchError as error:
@@ -319,21 +336,24 @@ class _Recipe(NamedTuple):
     steps: _native.Affine | None
 
 
-def _numbers(option: str, value: Any) -> float | tuple[float, ...] | None:
+def _hashable(dtype: Any) -> Any:
+    """The same dtype; a list or dict, which is none, by its name."""
+    return dtype if dtype.__hash__ else repr(dtype)
+
+
+def _numbers(subject: str, option: str, value: Any) -> Any:
     """One number or several, as something that a cache can look up."""
     if value is None or type(value) is float:
         return value
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError
         if type(value) in (tuple, list) or np.ndim(value):
             return tuple(map(float, value))
         return float(value)
-    except (TypeError, ValueError):
-        raise InvalidOptionError(
-            "image_to_torch",
-            f"{option}={value!r} is no number",
-            expected="a number or one per channel",
-            got=repr(value),
-        ) from None
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        fact = f"{option}={value!r} is no number"
+        raise InvalidOptionError(subject, fact, expected="a number or one per channel", got=repr(value)) from None
 
 
 @lru_cache(maxsize=256, typed=True)
@@ -348,7 +368,7 @@ def _recipe(
     divisor, factor = 0.0, 1.0
     if isinstance(scale, bool | np.bool_):
         divisor = _LARGEST.get(own.name, 0.0) if scale else 0.0
-    elif isinstance(scale, int | float) and 0 < scale < math.inf:
+    elif isinstance(scale, int | float) and 0 < scale < _LARGEST_FLOAT:
         factor = float(scale)
     else:
         raise InvalidOptionError(
@@ -382,7 +402,8 @@ def _normalisation(subject: str, channels: int, mean: Any, std: Any) -> tuple[li
             fact = f"{option}= has another length than the picture has channels"
             hint = f"one number, or one for each of the {channels} channels"
             raise ShapeMismatchError(subject, fact, expected=channels, got=len(numbers), hint=hint)
-        lists.append([float(np.float32(one)) for one in numbers])
+        with np.errstate(over="ignore"):
+            lists.append([float(np.float32(one)) for one in numbers])
     if not all(map(math.isfinite, lists[0])):
         raise InvalidOptionError(
             subject, f"mean={mean!r} cannot be subtracted", expected="finite numbers", got=repr(mean)

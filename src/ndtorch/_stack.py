@@ -26,7 +26,7 @@ from ._errors import (
     UnsupportedTypeError,
 )
 from ._options import resolve_device
-from ._spec import describe
+from ._spec import MAX_DIMS, describe
 
 AnyArray = npt.NDArray[Any]
 
@@ -49,7 +49,7 @@ def stack(
 
     Memory:
         Always new memory, written once; ``out=`` writes into yours instead. Nothing is written before all has been
-        checked.
+        checked. Gradients are not followed.
 
     Args:
         arrays: n arrays, tensors, numbers or nested lists of numbers, all of one shape S. Times of one unit count as
@@ -115,15 +115,20 @@ def stack_into(
     padding = None if pad_value is None else _padding(pad_value, row)
     axis = _axis(dim, len(shape) + 1)
     whole = (*shape[:axis], len(sources), *shape[axis:])
+    if len(whole) > MAX_DIMS:
+        fact = f"the result would have {len(whole)} dimensions"
+        raise ShapeMismatchError("stack", fact, expected=f"at most {MAX_DIMS}", got=len(whole))
     if out is not None:
         check_out("stack", out, whole, row, place, sources)
     if out is None or out.device.type != "cpu":
         result, target = allocate(whole, row)
     else:
         result, target = out, _bridge.alias(out, writable=True)
-    if target.size:
-        _native.stack(np.moveaxis(target, axis, 0) if axis else target, sources, padding)
-    result = finish(result, out, place)
+    try:
+        if target.size:
+            _native.stack(np.moveaxis(target, axis, 0) if axis else target, sources, padding)
+    finally:  # Ctrl-C may leave part of it
+        result = finish(result, out, place)
     return result if lengths is None else (result, lengths)
 
 
@@ -177,13 +182,31 @@ def _is_time(source: Any) -> bool:
 
 def _as_array(source: Any, wanted: DType | None) -> AnyArray:
     if isinstance(source, np.ndarray | np.generic) and not isinstance(source, np.ma.MaskedArray):
-        return _numbers_of(np.asarray(source), wanted)
+        return _numbers_of(readable(np.asarray(source), "stack"), wanted)
     if not isinstance(source, torch.Tensor):
         source = to_torch(source, readonly="share")
     if not isinstance(source, torch.Tensor):
         fact = f"cannot stack a {type(source).__name__}"
         raise UnsupportedTypeError("stack", fact, hint="ndtorch.collate stacks structures leaf by leaf")
-    return np.asarray(to_numpy(source))
+    return array_of(source, "stack")
+
+
+def array_of(tensor: torch.Tensor, subject: str) -> AnyArray:
+    """The array over a tensor whose memory is all there."""
+    array = np.asarray(to_numpy(tensor))
+    if tensor.layout is torch.strided and tensor.device.type == "cpu" and not _is_allocated(tensor):
+        fact = f"cannot read {describe(tensor)}: its storage is smaller than itself"
+        raise UnsupportedTypeError(subject, fact, hint="tensor.untyped_storage().resize_() was called on it")
+    return array
+
+
+def readable(array: AnyArray, subject: str) -> AnyArray:
+    """The same array, unless reading it would kill the process: its file has been truncated."""
+    mapping = None if array.base is None else _memory.file_behind(array, array)
+    if mapping is not None and mapping.truncated:
+        fact = f"cannot read {describe(array)}: its file {mapping.path!r} has become shorter than the array"
+        raise NdtorchError(subject, fact, hint="open the file anew")
+    return array
 
 
 def _numbers_of(array: AnyArray, wanted: DType | None) -> AnyArray:
@@ -267,10 +290,11 @@ def _padding(value: Any, row: DType) -> AnyArray:
     item = np.empty((), row.numpy)
     is_kept = False
     if given.shape == () and known is not None and (known.kind != "complex" or row.kind == "complex"):
-        rounds = row.kind in ("float", "complex")
+        rounds = row.kind in ("float", "complex") and known.kind in ("float", "complex")
         with np.errstate(all="ignore"):
             is_kept = _native.copy(item, given, not rounds)
-            is_kept = is_kept and (not rounds or not np.isfinite(given) or bool(np.isfinite(item)))
+            is_kept = is_kept and (not rounds or bool(np.isnan(given)) or bool(np.isinf(given) == np.isinf(item)))
+            is_kept = is_kept and (bool(np.isnan(given)) or not bool(np.isnan(item)))
     if not is_kept:
         fact = f"pad_value={value!r} is no value of {row.name}"
         hint = "a number, or dtype= with a dtype that holds it"
@@ -303,7 +327,10 @@ def check_out(
         InvalidOptionError: It is no dense tensor of the dtype on the device, or shares memory with a source.
     """
 
-    fact, expected, got, hint = _why_not_writable(out)
+    try:
+        fact, expected, got, hint = _why_not_writable(out)
+    except (RuntimeError, NotImplementedError):  # wrappers of functorch and the like
+        fact, expected, got, hint = "has no plain memory to write into", "a plain tensor", type(out).__name__, None
     if not fact and tuple(out.shape) != shape:
         larger = shape and tuple(out.shape[1:]) == shape[1:] and out.shape[0] > shape[0]
         raise ShapeMismatchError(
@@ -335,6 +362,8 @@ def _why_not_writable(out: Any) -> tuple[str, Any, Any, str | None]:
     if out.layout is not torch.strided or out.is_conj() or out.is_neg():
         got = "a lazily conjugated one" if out.layout is torch.strided else str(out.layout)
         return f"has no plain memory to write into: {describe(out)}", "a dense tensor", got, None
+    if type(out) is not torch.Tensor and describe(out).opaque is not None:
+        return "has no plain memory to write into", "a plain tensor", type(out).__name__, None
     if out.is_meta:
         return "is a meta tensor, which has no memory", None, None, "device='meta' makes one of the result's shape"
     if not _is_allocated(out):
