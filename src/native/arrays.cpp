@@ -146,7 +146,7 @@ bool copy_by_torch(PyObject* target, PyObject* source) {
   PyObject* result = target == nullptr || source == nullptr
                          ? nullptr
                          : PyObject_CallMethod(target, "copy_", "O", source);
-  const bool copied = result == target;
+  const bool copied = result != nullptr && result == target;
   Py_XDECREF(result);
   PyErr_Clear();
   return copied;
