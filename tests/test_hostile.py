@@ -107,3 +107,18 @@ def test_out_of_a_wrapper_is_refused() -> None:
         out = torch.zeros(1, 2, dtype=torch.float64)
     with pytest.raises(nd.InvalidOptionError, match="out"):
         nd.stack([np.zeros(2)], out=out)
+
+
+def test_large_copy_is_made_where_torch_may_not_make_it() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return function(*args, **(kwargs or {}))
+
+    array = np.arange(1_500_007.0)
+    with Watching():
+        copies = [nd.to_numpy(array, dtype="float32"), nd.to_numpy(nd.to_torch(array, dtype="float32"))]
+        copies.append(nd.to_numpy(nd.to_torch(array, copy=True)))
+    for copy in copies:
+        np.testing.assert_array_equal(copy, array.astype(copy.dtype))
