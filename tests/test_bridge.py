@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections import OrderedDict
 from pathlib import Path
 
 import ml_dtypes
@@ -445,12 +446,25 @@ def slow_calls(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 @pytest.mark.parametrize(("convert", "plain"), [(nd.to_torch, np.ones(2)), (nd.to_numpy, torch.ones(2))])
 def test_only_plain_calls_skip_python(convert, plain, slow_calls: list[object]) -> None:
     convert(plain)
-    convert([plain, plain])
-    assert slow_calls == []
-    for source in ([plain, 1.0], (plain,), {"a": plain}, [[plain]], []):
+    for source in ([plain, plain], [plain, 1.0], (plain,), {"a": plain, "b": "text"}, [[plain], ()]):
         convert(source)
-    convert(plain, dtype="float64")
+    assert slow_calls == []
+    for source in ([], [1.0, 2.0], [[1.0]], 1.0, OrderedDict(a=plain)):
+        convert(source)
+    convert(plain, casting="safe")
     assert len(slow_calls) == 6
+
+
+@only_fast
+def test_only_plain_dtypes_skip_python(slow_calls: list[object]) -> None:
+    tree = {"x": np.ones(2), "y": np.ones(2, np.int32), "name": "z"}
+    for dtype in (torch.float32, "float32", "".join(["float", "32"]), np.float32, np.dtype("float32")):
+        assert nd.to_torch(tree, float_dtype=dtype)["x"].dtype is torch.float32
+        assert nd.to_torch(tree["x"], dtype=dtype).dtype is torch.float32
+    assert slow_calls == []
+    nd.to_torch(tree, float_dtype="f4")
+    nd.to_torch({"z": np.ones(2, np.complex64)}, float_dtype="float64")
+    assert len(slow_calls) == 3  # two arrays under an alias, one complex
 
 
 @only_fast
@@ -677,8 +691,8 @@ from ndtorch import _native
 real, kept = _native.accelerate, []
 
 def breaking(name, broken):
-    def accelerate(which, module, slow, doc):
-        convert = real(which, module, slow, doc)
+    def accelerate(which, module, slow, inside, doc):
+        convert = real(which, module, slow, inside, doc)
         return (lambda source: broken(convert, source)) if which == name else convert
     return {"accelerate": accelerate}
 
@@ -732,9 +746,9 @@ for name, patches in cases.items():
     bridge = load()
     status = bridge.status()
     assert not status.fast and status.notes, name
-    assert bridge.accelerate(to_numpy) is to_numpy, name
+    assert bridge.accelerate(to_numpy)(to_numpy) is to_numpy, name
     one_way = list(cases).index(name) >= list(cases).index("unpinned")
-    assert (bridge.accelerate(to_torch) is to_torch) != one_way, name
+    assert (bridge.accelerate(to_torch)(to_torch) is to_torch) != one_way, name
     read_only = np.arange(3.0)
     read_only.flags.writeable = False
     assert bridge.share(read_only).tolist() == [0, 1, 2], name

@@ -25,9 +25,17 @@ def test_this_machine_is_well():
     assert named["numpy"].fact.startswith(np.__version__)
     assert named["torch"].fact.startswith(torch.__version__)
     assert named["torch and NumPy"].fact.startswith("torch.from_numpy and Tensor.numpy work")
-    assert {"Python", "platform", "fast path", "NDTORCH_FAST", "huge pages", "threads", "CUDA", "optional"} <= set(
-        named
-    )
+    assert {
+        "Python",
+        "platform",
+        "fast path",
+        "NDTORCH_FAST",
+        "torch.compile",
+        "huge pages",
+        "threads",
+        "CUDA",
+        "optional",
+    } <= set(named)
 
 
 def test_looking_imports_no_optional_library():

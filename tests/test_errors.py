@@ -50,17 +50,19 @@ ERRORS: dict[type, dict[str, Callable[[], Any]]] = {
         "cannot share memory with ... structured": lambda: nd.to_numpy({"a": torch.ones(2)}, like=RECORD, copy=False),
     },
     nd.UnsupportedTypeError: {
-        "cannot convert a object ... expected an array": lambda: nd.to_torch(object()),
+        "cannot convert an object ... expected an array": lambda: nd.to_torch(object()),
         "cannot convert None ... got NoneType": lambda: nd.to_torch(None),
         "cannot convert masked f64[3](numpy) ... masked='split'": lambda: nd.to_torch(np.ma.array(A, mask=True)),
         "cannot convert an object array ... index 1 is None": lambda: nd.to_torch(np.array([1, None], object)),
-        "cannot convert f32[2,2](torch) ... to_dense()": lambda: nd.to_numpy(torch.eye(2).to_sparse()),
+        "cannot convert coo f32[2,2](torch) ... to_dense()": lambda: nd.to_numpy(torch.ones(2, 2).to_sparse(1)),
         "cannot convert f32[2](torch) ... torch.empty_like": lambda: nd.to_numpy(torch.ones(2, device="meta")),
         "cannot move f32[2](torch) ... torch.empty_like": lambda: nd.to_torch(
             torch.ones(2, device="meta"), device="cpu"
         ),
         "cannot convert V3[2](numpy) ... array.view(dtype)": lambda: nd.to_torch(np.zeros(2, "V3")),
-        "cannot convert StringDType[1] ... astype('U')": lambda: nd.to_torch(np.array(["a"], np.dtypes.StringDType())),
+        "cannot convert StringDType[1] ... array.tolist()": lambda: nd.to_torch(
+            np.array(["a"], np.dtypes.StringDType())
+        ),
         "cannot convert ... shares_memory:": lambda: nd.shares_memory(object(), A),
         "like= is a masked array ... masked='split'": lambda: nd.to_numpy(torch.ones(2), like=np.ma.array([1, 2])),
     },

@@ -63,6 +63,19 @@ class Batch(dict):
         self.name = name
 
 
+class Bunch(tuple):
+    """A tuple with an attribute beside its items, made as scipy.stats makes its results."""
+
+    _fields = ("statistic", "pvalue")
+    _extra_fields = ("df",)
+
+    def __new__(cls, statistic: Any, pvalue: Any, **extra: Any) -> Bunch:
+        return tuple.__new__(cls, (statistic, pvalue))
+
+    def __init__(self, statistic: Any, pvalue: Any, **extra: Any) -> None:
+        vars(self).update(extra)
+
+
 class Node:
     """A container that nothing but its registration tells apart from any object."""
 
@@ -101,6 +114,7 @@ STRUCTURES: dict[str, tuple[Callable[[Any, Any], Any], Callable[[Any], list[Any]
     "frozen dataclass with slots": (Frozen, lambda s: [s.image, s.parts]),
     "dataclass with a parent": (lambda a, b: Child(a, (), b), lambda s: [s.image, s.extra]),
     "subclass of dict": (lambda a, b: batch(b=b, a=a), lambda s: [s["a"], s["b"]]),
+    "tuple with attributes": (lambda a, b: Bunch(a, "text", df=b), lambda s: [s[0], s.df]),
     "registered node": (Node, lambda s: [s.left, s.right]),
     "nested": (
         lambda a, b: {"x": [Sample(Frozen(a), Point((b,)))]},
@@ -256,7 +270,7 @@ def test_error_says_where_in_the_structure_it_happened(source: Any, path: str) -
     ids=lambda value: type(value).__name__,
 )
 def test_container_that_nobody_registered_is_refused_with_the_remedy(unknown: Any) -> None:
-    with pytest.raises(nd.UnsupportedTypeError, match="register_pytree_node"):
+    with pytest.raises(nd.UnsupportedTypeError, match=r"register_pytree_node|list\(source\)|dict\(source\)"):
         nd.to_torch([A, unknown])
 
 

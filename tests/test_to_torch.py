@@ -310,11 +310,19 @@ def test_memory_of_a_scalar_or_list_cannot_be_shared(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["text", b"bytes", None, object(), {1, 2}, print, np.dtype("f4")], ids=lambda value: type(value).__name__
+    "value", ["text", None, object(), {1, 2}, print, np.dtype("f4")], ids=lambda value: type(value).__name__
 )
 def test_what_holds_no_numbers_is_refused(value: Any) -> None:
     with pytest.raises(nd.UnsupportedTypeError):
         nd.to_torch(value)
+
+
+def test_bytes_are_a_buffer_that_cannot_be_written() -> None:
+    source = b"bytes"
+    assert_same(nd.to_torch(source), torch.tensor(list(source), dtype=torch.uint8))
+    with pytest.raises(nd.CopyRequiredError, match="read-only"):
+        nd.to_torch(source, copy=False)
+    assert nd.to_torch([source, source]) == [source, source]  # inside a structure they are a name, as text is
 
 
 # ---- tensors, devices ----

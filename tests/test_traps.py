@@ -3,7 +3,7 @@
 Numbers such as pytorch#5442 are upstream issues. `still` and `still_refused` fail when a trap has been mended
 upstream: then the trap is history, and its limit or workaround here may go.
 
-Left to later releases: images, loaders, `stack`, sparse and tables. Files have their own tests, safetensors apart.
+`test_traps_elsewhere.py` has the traps around other libraries' objects, pictures, batches and files.
 """
 
 from __future__ import annotations
@@ -12,11 +12,8 @@ import io
 import itertools
 import os
 import signal
-import subprocess
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ import safetensors.numpy
 import torch
 from comparison import assert_independent, assert_same, assert_shares, byte_addresses, tensor_holding
 from torch.utils.data import default_collate
+from upstream import alone, printed, still, still_refused
 
 import ndtorch as nd
 from ndtorch import files
@@ -34,38 +32,6 @@ from ndtorch import files
 needs_cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CRASHES = {-signal.SIGSEGV, -signal.SIGBUS}
 ML_DTYPES = ["bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"]
-
-
-def still(trap: bool, issue: str, what: str) -> None:
-    """Fail with a clear message when upstream has mended a trap."""
-    assert trap, f"{issue} looks mended upstream: {what} no longer holds; this test is out of date"
-
-
-@contextmanager
-def still_refused(issue: str, *errors: type[Exception]) -> Iterator[None]:
-    """Fail with a clear message when upstream has learned what it used to refuse."""
-    try:
-        yield
-    except errors:
-        return
-    pytest.fail(f"{issue} looks mended upstream: no {errors[0].__name__}; this test is out of date")
-
-
-def alone(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script in an interpreter of its own, which may die of it."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "TORCH_SHOW_CPP_STACKTRACES": "0"},
-    )
-
-
-def printed(script: str, *arguments: object) -> str:
-    done = alone(script, *arguments)
-    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
-    return done.stdout.strip()
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
@@ -905,7 +871,31 @@ def test_numpy_text_in_a_checkpoint_becomes_python_text(scalar: Any) -> None:
     assert type(name) in (str, bytes)
 
 
+def test_weights_only_refuses_one_numpy_number_and_takes_it_from_a_checkpoint() -> None:
+    """fairseq#5603, nerfstudio#3702: `to_checkpoint` gives Python's own number, and says so."""
+    tree = {"optim": {"lr": np.float64(0.1)}, "done": np.bool_(True), "best": [np.float32(0.5)]}
+    for path in ("optim", "done", "best"):
+        with still_refused("fairseq#5603", Exception):
+            save_and_load({path: tree[path]})
+
+    checkpoint = nd.to_checkpoint(tree)
+    assert_same(save_and_load(checkpoint.state), {"optim": {"lr": 0.1}, "done": True, "best": [0.5]})
+    assert [change.path for change in checkpoint.changes] == ["['optim']['lr']", "['done']", "['best'][0]"]
+
+
 # ---- waste ----
+
+
+def test_saving_a_one_element_view_writes_that_element_only() -> None:
+    """pytorch#33101: `torch.save` writes the whole storage, 40 MB."""
+    whole = torch.zeros(10_000_000)
+    stream = io.BytesIO()
+    torch.save({"one": whole[:1]}, stream)
+    still(stream.tell() > 40_000_000, "pytorch#33101", "a view is saved with its whole storage")
+
+    stream = io.BytesIO()
+    torch.save(nd.to_checkpoint({"one": whole[:1]}).state, stream)
+    assert len(stream.getvalue()) < 4096
 
 
 def test_broadcast_array_copies_its_distinct_elements_only() -> None:

@@ -1,13 +1,13 @@
 #define NDTORCH_IMPORTS_NUMPY
 #include "bridge.h"
 
-#include <cstdlib>
 #include <cstring>
-#include <new>
+#include <vector>
 
 #include "dlpack_abi.h"
 #include "dtype_table.h"
 #include "numpy_api.h"
+#include "owners.h"
 #include "tensor_layout.h"
 
 namespace ndtorch {
@@ -41,26 +41,6 @@ State state;
 
 // ---- array to tensor -------------------------------------------------------------------------
 
-// Keeps an array alive for the tensor over its memory; the shape and strides follow the struct.
-struct Owner {
-  dlpack::ManagedTensor managed;
-  PyObject* array;
-  bool handed_over;
-};
-
-// torch calls this when the tensor's storage dies, on any thread, without the GIL.
-void release(dlpack::ManagedTensor* managed) {
-  Owner* owner = reinterpret_cast<Owner*>(managed->manager_ctx);
-  // torch may fail after its storage took over; then the memory is still the caller's to free.
-  if (!owner->handed_over) return;
-  // A finalizing interpreter would hang or end this thread. The process is ending: leak.
-  if (!Py_IsInitialized() || is_finalizing()) return;
-  PyGILState_STATE gil = PyGILState_Ensure();
-  Py_DECREF(owner->array);
-  PyGILState_Release(gil);
-  std::free(owner);
-}
-
 // The dtype of an array in native byte order.
 std::optional<Dtype> find_dtype(PyArrayObject* array) {
   PyArray_Descr* dtype = PyArray_DESCR(array);
@@ -90,43 +70,38 @@ bool has_sound_strides(PyArrayObject* array, int64_t itemsize, bool strict) {
 }
 
 // The array must have passed `has_sound_strides`. nullptr with no exception set on failure.
-PyObject* share_sound_array(PyObject* object) {
+Owner* own_sound_array(PyObject* object) {
   auto* array = reinterpret_cast<PyArrayObject*>(object);
   const int ndim = PyArray_NDIM(array);
   const Dtype dtype = *find_dtype(array);
   const int64_t itemsize = item_size(dtype);
-  void* memory = std::malloc(sizeof(Owner) + 2 * static_cast<size_t>(ndim) * sizeof(int64_t));
-  if (memory == nullptr) return nullptr;
-  Owner* owner = new (memory) Owner;
-  auto* shape = reinterpret_cast<int64_t*>(owner + 1);
-  int64_t* strides = shape + ndim;
+  Owner* owner = own_array(ndim, object, PyArray_DATA(array));
+  if (owner == nullptr) return nullptr;
+  dlpack::Tensor& tensor = owner->managed.tensor;
   for (int dim = 0; dim < ndim; ++dim) {
-    shape[dim] = PyArray_DIM(array, dim);
+    tensor.shape[dim] = PyArray_DIM(array, dim);
     // Only along a single item can the stride be negative or odd still, and there it is unused.
     const int64_t stride = PyArray_STRIDE(array, dim);
-    strides[dim] = stride < 0 ? 1 : stride / itemsize;
+    tensor.strides[dim] = stride < 0 ? 1 : stride / itemsize;
   }
-  owner->managed = {.version = {dlpack::kMajorVersion, 0},
-                    .manager_ctx = owner,
-                    .deleter = release,
-                    .flags = 0,
-                    .tensor = {.data = PyArray_DATA(array),
-                               .device = {dlpack::kCpu, 0},
-                               .ndim = ndim,
-                               .dtype = dlpack_type_of(dtype),
-                               .shape = shape,
-                               .strides = strides,
-                               .byte_offset = 0}};
-  owner->array = Py_NewRef(object);
-  owner->handed_over = false;
-  PyObject* tensor = wrap(&owner->managed);
-  if (tensor != nullptr) {
-    owner->handed_over = true;
-    return tensor;
-  }
-  Py_DECREF(object);
-  std::free(owner);
-  return nullptr;
+  tensor.dtype = dlpack_type_of(dtype);
+  return owner;
+}
+
+PyObject* share_sound_array(PyObject* object) {
+  Owner* owner = own_sound_array(object);
+  return owner == nullptr ? nullptr : hand_over(owner);
+}
+
+// A tensor over an array of its own, and what it was made from.
+Wrapped wrapped_sample() {
+  npy_intp size = 8;
+  auto array = nanobind::steal(PyArray_ZEROS(1, &size, NPY_DOUBLE, 0));
+  const bool is_plain = array.is_valid() && is_plain_array(array.ptr());
+  Owner* owner = is_plain ? own_sound_array(array.ptr()) : nullptr;
+  PyObject* tensor = owner == nullptr ? nullptr : hand_over(owner);
+  PyErr_Clear();
+  return {array, nanobind::steal(tensor), tensor == nullptr ? nullptr : &owner->managed};
 }
 
 // ---- tensor to array -------------------------------------------------------------------------
@@ -176,22 +151,8 @@ bool is_expanded(const View& view) {
   return false;
 }
 
-// The array's base is the storage, not the tensor: the tensor may be given other memory, and its
-// autograd graph need not live as long as the array. nullptr with no exception set on failure.
-template <typename IsWritable>
-PyObject* array_over(PyObject* tensor, IsWritable is_writable) {
-  if (!is_dense_tensor(tensor)) return nullptr;
-  PyObject* storage = PyObject_Vectorcall(state.untyped_storage, &tensor, 1, nullptr);
-  View view;
-  // A TorchFunctionMode may have answered in torch's place. The view comes after that call, which
-  // can run any code, and nothing below can until the storage is pinned.
-  if (storage == nullptr || !Py_IS_TYPE(storage, state.storage_type) ||
-      !view_tensor(tensor, &view)) {
-    PyErr_Clear();
-    Py_XDECREF(storage);
-    return nullptr;
-  }
-  state.layout.pin(storage);
+// Takes the reference to `base`. nullptr with no exception set on failure.
+PyObject* array_of(const View& view, bool is_writable, PyObject* base) {
   const auto itemsize = static_cast<uint64_t>(PyDataType_ELSIZE(view.dtype));
   npy_intp shape[NPY_MAXDIMS];
   npy_intp strides[NPY_MAXDIMS];
@@ -201,18 +162,45 @@ PyObject* array_over(PyObject* tensor, IsWritable is_writable) {
     strides[dim] = static_cast<npy_intp>(static_cast<uint64_t>(view.strides[dim]) * itemsize);
   }
   Py_INCREF(view.dtype);
-  const int flags = NPY_ARRAY_ALIGNED | (is_writable(view) ? NPY_ARRAY_WRITEABLE : 0);
+  const int flags = NPY_ARRAY_ALIGNED | (is_writable ? NPY_ARRAY_WRITEABLE : 0);
   PyObject* array = PyArray_NewFromDescr(&PyArray_Type, view.dtype, static_cast<int>(view.ndim),
                                          shape, strides, view.data, flags, nullptr);
   if (array == nullptr) {
     PyErr_Clear();
-    Py_DECREF(storage);
+    Py_DECREF(base);
     return nullptr;
   }
-  if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array), storage) != 0) {
+  if (PyArray_SetBaseObject(reinterpret_cast<PyArrayObject*>(array), base) != 0) {
     PyErr_Clear();
     Py_CLEAR(array);
   }
+  return array;
+}
+
+// The array's base is the owner of the memory where that is known, for torch may give the storage
+// other memory. Else it is the storage, not the tensor: the tensor may be given another storage,
+// and its autograd graph need not live as long as the array. nullptr with no exception set on
+// failure.
+template <typename IsWritable>
+PyObject* array_over(PyObject* tensor, IsWritable is_writable) {
+  if (!is_dense_tensor(tensor)) return nullptr;
+  PyObject* storage = PyObject_Vectorcall(state.untyped_storage, &tensor, 1, nullptr);
+  View view;
+  // A TorchFunctionMode may have answered in torch's place. The view comes after that call, which
+  // can run any code, and nothing below can until the base is held.
+  if (storage == nullptr || !Py_IS_TYPE(storage, state.storage_type) ||
+      !view_tensor(tensor, &view)) {
+    PyErr_Clear();
+    Py_XDECREF(storage);
+    return nullptr;
+  }
+  state.layout.pin(storage);
+  const Captured held = state.layout.captured(storage);
+  if (!has_owner(held)) return array_of(view, is_writable(view), storage);
+  PyObject* owner = hold_owner(held);
+  PyObject* array = owner == nullptr ? nullptr : array_of(view, is_writable(view), owner);
+  if (owner == nullptr) PyErr_Clear();
+  Py_DECREF(storage);
   return array;
 }
 
@@ -267,6 +255,7 @@ std::string enable_to_torch() {
   state.exchange = exchange;
   const auto* function = reinterpret_cast<const void*>(exchange->to_py_object);
   std::string why_not = state.layout.find_dispatch_modes(function);
+  state.layout.find_transforms(function);
   if (!why_not.empty()) state.exchange = nullptr;
   return why_not;
 }
@@ -302,19 +291,32 @@ std::string enable_to_numpy(PyObject* accelerators) {
   return why_not;
 }
 
+std::string enable_owners() {
+  if (!state.has_to_numpy) return "it needs what tensor to array needs";
+  const std::vector<Wrapped> samples{wrapped_sample(), wrapped_sample()};
+  for (const Wrapped& sample : samples) {
+    if (!sample.tensor.is_valid()) return "an array did not become a tensor";
+  }
+  return state.layout.find_captured(samples);
+}
+
 bool can_wrap() { return state.exchange != nullptr; }
 
-PyObject* wrap(dlpack::ManagedTensor* managed) {
+PyObject* hand_over(Owner* owner) {
   void* tensor = nullptr;
   // Success without a tensor happens when torch could not make the Python object.
-  if (state.exchange->to_py_object(managed, &tensor) == 0 && tensor != nullptr) {
+  if (state.exchange->to_py_object(&owner->managed, &tensor) == 0 && tensor != nullptr) {
+    owner->handed_over = true;
     return static_cast<PyObject*>(tensor);
   }
   PyErr_Clear();
+  release(owner);
   return nullptr;
 }
 
 bool has_dispatch_modes() { return state.layout.has_dispatch_modes(); }
+
+bool in_transform() { return state.layout.in_transform(); }
 
 bool is_shareable_array(PyObject* object, bool strict) {
   if (!PyArray_CheckExact(object)) return false;
@@ -366,6 +368,16 @@ PyObject* share(PyObject* object) {
 PyObject* alias(PyObject* tensor, bool writable) {
   if (!state.has_to_numpy || state.layout.has_dispatch_modes()) return nullptr;
   return array_over(tensor, [writable](const View&) { return writable; });
+}
+
+bool has_owner(PyObject* tensor) {
+  if (!state.has_to_numpy || !is_dense_tensor(tensor)) return false;
+  PyObject* storage = PyObject_Vectorcall(state.untyped_storage, &tensor, 1, nullptr);
+  const bool known = storage != nullptr && Py_IS_TYPE(storage, state.storage_type) &&
+                     has_owner(state.layout.captured(storage));
+  PyErr_Clear();
+  Py_XDECREF(storage);
+  return known;
 }
 
 bool const_data_ptr(PyObject* tensor, const void** out) {

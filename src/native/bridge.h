@@ -8,9 +8,9 @@
 
 #include <string>
 
-#include "dlpack_abi.h"
-
 namespace ndtorch {
+
+struct Owner;
 
 // Loads NumPy's C API; false with a Python exception set.
 bool import_numpy();
@@ -24,10 +24,14 @@ bool is_finalizing();
 std::string enable_to_torch();
 std::string enable_to_numpy(PyObject* accelerators);
 
-// Makes the tensor that a DLPack struct describes, once array to tensor is on. nullptr with no
-// exception set on failure, and then the struct is still the caller's.
+// Lets arrays hold the owner of the memory that they show, once both directions are on. Returns why
+// not, or "".
+std::string enable_owners();
+
+// Makes the tensor that an owner describes, once array to tensor is on. The owner is the tensor's
+// then, or freed: nullptr with no exception set.
 bool can_wrap();
-PyObject* wrap(dlpack::ManagedTensor* managed);
+PyObject* hand_over(Owner* owner);
 
 // New references, or nullptr with no exception set where the object is not one to be shared here.
 PyObject* share(PyObject* array);                  // read-only arrays and subclasses too
@@ -44,7 +48,13 @@ PyObject* to_plain_array(PyObject* tensor);
 // What must not be for the plain case: somebody else wants to see the call, or a device may be
 // writing into tensors.
 bool has_dispatch_modes();
+
+// Whether a transform of torch.func is running, to which new tensors have to be made known.
+bool in_transform();
 bool is_accelerator_in_use();
+
+// Whether an array over the tensor would stay valid if torch gave the tensor other memory.
+bool has_owner(PyObject* tensor);
 
 // The tensor's address without unsharing a lazily cloned one; false where it is not known here.
 bool const_data_ptr(PyObject* tensor, const void** out);

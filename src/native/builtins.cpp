@@ -3,9 +3,11 @@
 #include <atomic>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "bridge.h"
 #include "fresh.h"
+#include "trees.h"
 
 namespace ndtorch {
 namespace {
@@ -16,45 +18,20 @@ struct Function {
   const char* name;
   Method method;
   PyObject* slow;
+  PyObject* inside;
 };
 
 std::atomic<bool> watching{false};
-
-// All or nothing: a list in which one item is not plain is Python's. Creating objects can run the
-// garbage collector and so anything, hence the snapshot and the second look at each item.
-template <bool (*is_plain)(PyObject*), PyObject* (*convert)(PyObject*)>
-PyObject* convert_list(PyObject* list) {
-  if (PyList_GET_SIZE(list) == 0 || !is_plain(PyList_GET_ITEM(list, 0))) return nullptr;
-  PyObject* items = PyList_AsTuple(list);
-  if (items == nullptr) {
-    PyErr_Clear();
-    return nullptr;
-  }
-  const Py_ssize_t count = PyTuple_GET_SIZE(items);
-  bool plain = count > 0;
-  for (Py_ssize_t i = 0; plain && i < count; ++i) plain = is_plain(PyTuple_GET_ITEM(items, i));
-  PyObject* results = plain ? PyList_New(count) : nullptr;
-  for (Py_ssize_t i = 0; results != nullptr && i < count; ++i) {
-    PyObject* result = convert(PyTuple_GET_ITEM(items, i));
-    if (result == nullptr) {
-      Py_CLEAR(results);
-      break;
-    }
-    PyList_SET_ITEM(results, i, result);
-  }
-  PyErr_Clear();
-  Py_DECREF(items);
-  return results;
-}
 
 bool is_alone(Py_ssize_t nargs) {
   return nargs == 1 && !watching.load(std::memory_order_relaxed) && !has_dispatch_modes();
 }
 
-// The two options that the plain case knows.
+// The options that the plain case knows.
 struct Wishes {
   PyObject* copy = Py_None;
   PyObject* dtype = Py_None;
+  PyObject* float_dtype = Py_None;
 };
 
 // False where there are other options.
@@ -65,18 +42,25 @@ bool read_wishes(PyObject* const* values, PyObject* names, Wishes* wishes) {
       wishes->copy = values[i];
     } else if (PyUnicode_CompareWithASCIIString(name, "dtype") == 0) {
       wishes->dtype = values[i];
+    } else if (PyUnicode_CompareWithASCIIString(name, "float_dtype") == 0) {
+      wishes->float_dtype = values[i];
     } else {
       return false;
     }
   }
-  return true;
+  return wishes->dtype == Py_None || wishes->float_dtype == Py_None;
 }
 
 // nullptr where Python decides, and, with an exception set, where the copy was interrupted.
 PyObject* to_wished_tensor(PyObject* array, const Wishes& wishes) {
-  const bool keeps_dtype = wishes.dtype == Py_None || has_dtype(array, wishes.dtype);
+  PyObject* dtype = wishes.dtype;
+  if (wishes.float_dtype != Py_None) {
+    dtype = dtype_among_floats(array, wishes.float_dtype);
+    if (dtype == nullptr) return nullptr;
+  }
+  const bool keeps_dtype = dtype == Py_None || has_dtype(array, dtype);
   if (wishes.copy == Py_True || (wishes.copy == Py_None && !keeps_dtype)) {
-    return copy_plain_array(array, wishes.dtype);
+    return copy_plain_array(array, dtype);
   }
   if (!keeps_dtype || (wishes.copy != Py_None && wishes.copy != Py_False)) return nullptr;
   PyObject* shared = to_plain_tensor(array);
@@ -88,37 +72,53 @@ PyObject* to_wished_tensor(PyObject* array, const Wishes& wishes) {
 PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames);
 PyObject* to_numpy(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames);
 
-Function functions[] = {{"to_torch", to_torch, nullptr}, {"to_numpy", to_numpy, nullptr}};
+Function functions[] = {{"to_torch", to_torch, nullptr, nullptr},
+                        {"to_numpy", to_numpy, nullptr, nullptr}};
+
+// Converts what is no plain leaf of a structure as the whole call would.
+LeafFunction other_leaf(const Function& function, PyObject* const* values, PyObject* names) {
+  return [&function, values, names](PyObject* leaf) -> PyObject* {
+    if (names == nullptr) return PyObject_CallOneArg(function.inside, leaf);
+    std::vector<PyObject*> arguments = {leaf};
+    arguments.insert(arguments.end(), values, values + PyTuple_GET_SIZE(names));
+    return PyObject_Vectorcall(function.inside, arguments.data(), 1, names);
+  };
+}
 
 PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
-  if (is_alone(nargs)) {
-    Wishes wishes;
-    PyObject* result = nullptr;
-    if (kwnames == nullptr && PyList_CheckExact(args[0])) {
-      result = convert_list<is_plain_array, to_plain_tensor>(args[0]);
-    } else if (kwnames == nullptr || read_wishes(args + 1, kwnames, &wishes)) {
-      result = to_wished_tensor(args[0], wishes);
+  const Function& self = functions[0];
+  Wishes wishes;
+  if (is_alone(nargs) && !in_transform() &&
+      (kwnames == nullptr || read_wishes(args + 1, kwnames, &wishes))) {
+    PyObject* result = to_wished_tensor(args[0], wishes);
+    if (result == nullptr && PyErr_Occurred() == nullptr) {
+      result = convert_tree(args[0],
+                            {[&wishes](PyObject* leaf) { return to_wished_tensor(leaf, wishes); },
+                             other_leaf(self, args + 1, kwnames)});
     }
     if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   }
-  return PyObject_Vectorcall(functions[0].slow, args, static_cast<size_t>(nargs), kwnames);
+  return PyObject_Vectorcall(self.slow, args, static_cast<size_t>(nargs), kwnames);
 }
 
 PyObject* to_numpy(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+  const Function& self = functions[1];
   if (is_alone(nargs) && kwnames == nullptr && !is_accelerator_in_use()) {
-    PyObject* result = PyList_CheckExact(args[0])
-                           ? convert_list<is_plain_tensor, to_plain_array>(args[0])
-                           : to_plain_array(args[0]);
-    if (result != nullptr) return result;
+    PyObject* result = to_plain_array(args[0]);
+    if (result == nullptr) {
+      result = convert_tree(args[0], {to_plain_array, other_leaf(self, nullptr, nullptr)});
+    }
+    if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   }
-  return PyObject_Vectorcall(functions[1].slow, args, static_cast<size_t>(nargs), kwnames);
+  return PyObject_Vectorcall(self.slow, args, static_cast<size_t>(nargs), kwnames);
 }
 
 }  // namespace
 
 void watch(bool active) { watching.store(active, std::memory_order_relaxed); }
 
-PyObject* accelerate(PyObject* name, PyObject* module, PyObject* slow, const char* doc) {
+PyObject* accelerate(PyObject* name, PyObject* module, PyObject* slow, PyObject* inside,
+                     const char* doc) {
   for (Function& function : functions) {
     if (PyUnicode_CompareWithASCIIString(name, function.name) != 0) continue;
     // The builtin points at its definition for good, so neither is ever freed.
@@ -128,7 +128,10 @@ PyObject* accelerate(PyObject* name, PyObject* module, PyObject* slow, const cha
     if (definition == nullptr) return PyErr_NoMemory();
     // With no __self__ it pickles by module and name.
     PyObject* builtin = PyCFunction_NewEx(definition, nullptr, module);
-    if (builtin != nullptr) Py_XSETREF(function.slow, Py_NewRef(slow));
+    if (builtin != nullptr) {
+      Py_XSETREF(function.slow, Py_NewRef(slow));
+      Py_XSETREF(function.inside, Py_NewRef(inside));
+    }
     return builtin;
   }
   return PyErr_Format(PyExc_ValueError, "nothing to accelerate in %R", name);

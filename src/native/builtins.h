@@ -9,7 +9,10 @@ namespace ndtorch {
 // While true, every call of an accelerated function goes to its slow function.
 void watch(bool active);
 
-// A builtin named `name` that handles the plain case and leaves the rest to `slow`. New reference.
-PyObject* accelerate(PyObject* name, PyObject* module, PyObject* slow, const char* doc);
+// A builtin named `name` that handles the plain case, and structures of it, and leaves the rest to
+// `slow`; within a structure, what is not plain goes to `inside` with the call's keywords. New
+// reference.
+PyObject* accelerate(PyObject* name, PyObject* module, PyObject* slow, PyObject* inside,
+                     const char* doc);
 
 }  // namespace ndtorch

@@ -8,6 +8,8 @@ namespace ndtorch::dlpack {
 constexpr uint32_t kMajorVersion = 1;
 constexpr int32_t kCpu = 1;
 constexpr const char* kExchangeApiCapsule = "dlpack_exchange_api";
+constexpr const char* kVersionedCapsule = "dltensor_versioned";
+constexpr const char* kUnversionedCapsule = "dltensor";
 
 struct Version {
   uint32_t major;

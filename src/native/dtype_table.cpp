@@ -1,6 +1,7 @@
 #include "dtype_table.h"
 
 #include <array>
+#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -18,6 +19,7 @@ struct Table {
   std::array<PyArray_Descr*, kDtypeCount> numpy{};
   std::array<int, kDtypeCount> kind_rank{};
   std::vector<std::pair<PyObject*, Dtype>> torch;
+  std::vector<std::pair<PyObject*, Dtype>> names;  // other objects that mean the same
 
   Table() { scalar_types.fill(kNone); }
 };
@@ -28,6 +30,17 @@ Table& table() {
 }
 
 size_t index(Dtype dtype) { return static_cast<size_t>(dtype); }
+
+// "float32" of torch.float32, as the one object that most such literals are. New reference.
+PyObject* interned_name(PyObject* torch_dtype) {
+  PyObject* text = PyObject_Str(torch_dtype);
+  const char* name = text == nullptr ? nullptr : PyUnicode_AsUTF8(text);
+  const char* last = name == nullptr ? nullptr : std::strrchr(name, '.');
+  PyObject* interned = last == nullptr ? nullptr : PyUnicode_InternFromString(last + 1);
+  Py_XDECREF(text);
+  PyErr_Clear();
+  return interned;
+}
 
 }  // namespace
 
@@ -44,7 +57,13 @@ void set_dtypes(std::span<const DtypeRow> rows) {
     fresh.kind_rank[scalar_type] = row.kind_rank;
     // The dtypes of this table live as long as the process; the references make sure.
     fresh.numpy[scalar_type] = reinterpret_cast<PyArray_Descr*>(Py_NewRef(row.numpy_dtype));
-    fresh.torch.emplace_back(Py_NewRef(row.torch_dtype), static_cast<Dtype>(scalar_type));
+    const auto dtype = static_cast<Dtype>(scalar_type);
+    fresh.torch.emplace_back(Py_NewRef(row.torch_dtype), dtype);
+    auto* scalar = reinterpret_cast<PyObject*>(fresh.numpy[scalar_type]->typeobj);
+    for (PyObject* name :
+         {interned_name(row.torch_dtype), Py_NewRef(row.numpy_dtype), Py_NewRef(scalar)}) {
+      if (name != nullptr) fresh.names.emplace_back(name, dtype);
+    }
   }
   table() = std::move(fresh);
 }
@@ -60,9 +79,15 @@ PyArray_Descr* numpy_dtype_of(int scalar_type) {
   return number < kDtypeCount ? table().numpy[number] : nullptr;
 }
 
-std::optional<Dtype> dtype_of_torch(PyObject* torch_dtype) {
-  for (const auto& [object, dtype] : table().torch) {
-    if (object == torch_dtype) return dtype;
+std::optional<Dtype> dtype_named(PyObject* name) {
+  for (const auto* known : {&table().torch, &table().names}) {
+    for (const auto& [object, dtype] : *known) {
+      if (object == name) return dtype;
+    }
+  }
+  if (!PyUnicode_CheckExact(name)) return std::nullopt;
+  for (const auto& [object, dtype] : table().names) {  // a string that is not a literal
+    if (PyUnicode_CheckExact(object) && PyUnicode_Compare(object, name) == 0) return dtype;
   }
   return std::nullopt;
 }

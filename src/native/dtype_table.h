@@ -33,8 +33,9 @@ std::optional<Dtype> dtype_of(const PyArray_Descr* numpy_dtype);
 // NumPy's dtype of torch's scalar type, borrowed, or nullptr.
 PyArray_Descr* numpy_dtype_of(int scalar_type);
 
-// The table's dtype of a torch.dtype object.
-std::optional<Dtype> dtype_of_torch(PyObject* torch_dtype);
+// The dtype that an object means: torch.float32, "float32", numpy.float32 or numpy's dtype of it.
+// Nothing for other objects, which may mean one all the same.
+std::optional<Dtype> dtype_named(PyObject* name);
 
 dlpack::DataType dlpack_type_of(Dtype dtype);
 

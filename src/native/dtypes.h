@@ -74,6 +74,11 @@ constexpr bool is_float8(Dtype dtype) {
          dtype == Dtype::kFloat8E8m0fnu;
 }
 
+constexpr bool is_float(Dtype dtype) {
+  return dtype == Dtype::kFloat16 || dtype == Dtype::kBfloat16 || dtype == Dtype::kFloat32 ||
+         dtype == Dtype::kFloat64 || is_float8(dtype);
+}
+
 // The dtype of a complex number's two parts; any other dtype is its own.
 constexpr Dtype part_of(Dtype dtype) {
   if (dtype == Dtype::kComplex64) return Dtype::kFloat32;

@@ -3,32 +3,15 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
-#include <new>
 
 #include "arrays.h"
 #include "bridge.h"
 #include "dtype_table.h"
-#include "memory.h"
 #include "numpy_api.h"
+#include "owners.h"
 
 namespace ndtorch {
 namespace {
-
-// Keeps the memory of a tensor; its shape follows the struct.
-struct Owner {
-  dlpack::ManagedTensor managed;
-  Block block;
-  bool handed_over;
-};
-
-// torch calls this when the tensor's storage dies, on any thread. Nothing here is Python's.
-void free_memory(dlpack::ManagedTensor* managed) {
-  auto* owner = static_cast<Owner*>(managed->manager_ctx);
-  // torch may fail after its storage took over; then the memory is still the caller's to free.
-  if (!owner->handed_over) return;
-  release(owner->block);
-  std::free(owner);
-}
 
 // Whether every item has a place of its own in memory that can be: broadcast arrays are copied
 // compactly, empty ones not at all, and both by Python; wild strides are refused there.
@@ -55,49 +38,36 @@ PyObject* fresh_tensor(int ndim, const int64_t* shape, Dtype dtype, void** data)
   for (int i = 0; i < ndim; ++i) {
     if (__builtin_mul_overflow(nbytes, shape[i], &nbytes)) return nullptr;
   }
-  void* memory = std::malloc(sizeof(Owner) + 2 * static_cast<size_t>(ndim) * sizeof(int64_t));
-  if (memory == nullptr) return nullptr;
-  Owner* owner = new (memory) Owner;
-  owner->block = allocate(static_cast<size_t>(nbytes));
-  if (owner->block.data == nullptr) {
-    std::free(owner);
+  const Block block = allocate(static_cast<size_t>(nbytes));
+  Owner* owner = block.data == nullptr ? nullptr : own_block(ndim, block);
+  if (owner == nullptr) {
+    if (block.data != nullptr) release(block);
     return nullptr;
   }
-  auto* sizes = reinterpret_cast<int64_t*>(owner + 1);
-  int64_t* strides = sizes + ndim;
+  dlpack::Tensor& described = owner->managed.tensor;
   int64_t stride = 1;
   for (int i = ndim; i-- > 0;) {
-    sizes[i] = shape[i];
-    strides[i] = stride;
+    described.shape[i] = shape[i];
+    described.strides[i] = stride;
     stride *= shape[i];
   }
-  owner->managed = {.version = {dlpack::kMajorVersion, 0},
-                    .manager_ctx = owner,
-                    .deleter = free_memory,
-                    .flags = 0,
-                    .tensor = {.data = owner->block.data,
-                               .device = {dlpack::kCpu, 0},
-                               .ndim = ndim,
-                               .dtype = dlpack_type_of(dtype),
-                               .shape = sizes,
-                               .strides = strides,
-                               .byte_offset = 0}};
-  owner->handed_over = false;
-  *data = owner->block.data;
-  PyObject* tensor = wrap(&owner->managed);
-  if (tensor == nullptr) {
-    release(owner->block);
-    std::free(owner);
-    return nullptr;
-  }
-  owner->handed_over = true;
-  return tensor;
+  described.dtype = dlpack_type_of(dtype);
+  *data = block.data;
+  return hand_over(owner);
 }
 
 bool has_dtype(PyObject* object, PyObject* torch_dtype) {
   if (!PyArray_CheckExact(object)) return false;
   const auto own = dtype_of(PyArray_DESCR(reinterpret_cast<PyArrayObject*>(object)));
-  return own && own == dtype_of_torch(torch_dtype);
+  return own && own == dtype_named(torch_dtype);
+}
+
+PyObject* dtype_among_floats(PyObject* object, PyObject* float_dtype) {
+  if (!PyArray_CheckExact(object)) return nullptr;
+  const auto own = dtype_of(PyArray_DESCR(reinterpret_cast<PyArrayObject*>(object)));
+  const auto wanted = dtype_named(float_dtype);
+  if (!own || !wanted || !is_float(*wanted) || is_complex(*own)) return nullptr;
+  return is_float(*own) ? float_dtype : Py_None;
 }
 
 PyObject* copy_plain_array(PyObject* object, PyObject* torch_dtype) {
@@ -105,7 +75,7 @@ PyObject* copy_plain_array(PyObject* object, PyObject* torch_dtype) {
   auto* array = reinterpret_cast<PyArrayObject*>(object);
   if (!is_copyable(array) || !is_plain_memory(array) || !is_distinct(array)) return nullptr;
   const Dtype from = *dtype_of(PyArray_DESCR(array));
-  const auto to = torch_dtype == Py_None ? from : dtype_of_torch(torch_dtype);
+  const auto to = torch_dtype == Py_None ? from : dtype_named(torch_dtype);
   if (!to || (*to != from && !is_same_kind(from, *to))) return nullptr;
   CopyRequest request = copy_request(array);
   PyObject* tensor = fresh_tensor(request.ndim, request.shape, *to, &request.dst);

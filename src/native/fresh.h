@@ -24,4 +24,8 @@ PyObject* stack_plain_arrays(PyObject* arrays);
 // Whether casting a plain array to a torch.dtype leaves it as it is.
 bool has_dtype(PyObject* array, PyObject* torch_dtype);
 
+// What `float_dtype=` asks of a plain array, borrowed: that dtype for floats, None for whatever is
+// no number with a fraction; nullptr where Python decides.
+PyObject* dtype_among_floats(PyObject* array, PyObject* float_dtype);
+
 }  // namespace ndtorch

@@ -6,12 +6,14 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 #include <vector>
 
 #include "arrays.h"
 #include "bridge.h"
 #include "builtins.h"
+#include "dlpack_abi.h"
 #include "dtype_table.h"
 #include "fresh.h"
 #include "kernels.h"
@@ -35,6 +37,43 @@ nb::bytes encode(nb::handle path) {
 
 nb::object none_if_null(PyObject* object) {
   return object == nullptr ? nb::object(nb::none()) : nb::steal(object);
+}
+
+// Whether it is versioned, its flags, type of device, whether it has memory, code, bits and lanes
+// of an item, shape, strides in items.
+using DlpackFacts = std::tuple<bool, uint64_t, int, bool, int, int, int, std::vector<int64_t>,
+                               std::vector<int64_t>>;
+
+// What a DLPack capsule says of its tensor, before anybody consumes it; None for what is no such
+// capsule or describes no tensor of at most 64 dimensions.
+std::optional<DlpackFacts> dlpack_facts(nb::handle capsule) {
+  namespace dlpack = ndtorch::dlpack;
+  constexpr int32_t kMaxDims = 64;
+  const bool versioned = PyCapsule_IsValid(capsule.ptr(), dlpack::kVersionedCapsule) != 0;
+  if (!versioned && PyCapsule_IsValid(capsule.ptr(), dlpack::kUnversionedCapsule) == 0) return {};
+  const char* name = versioned ? dlpack::kVersionedCapsule : dlpack::kUnversionedCapsule;
+  void* pointer = PyCapsule_GetPointer(capsule.ptr(), name);
+  const auto* managed = static_cast<const dlpack::ManagedTensor*>(pointer);
+  if (versioned && managed->version.major != dlpack::kMajorVersion) return {};
+  // What comes before the tensor in the versioned struct is not there in the old one.
+  const dlpack::Tensor& tensor =
+      versioned ? managed->tensor : *static_cast<const dlpack::Tensor*>(pointer);
+  if (tensor.ndim < 0 || tensor.ndim > kMaxDims) return {};
+  if (tensor.ndim > 0 && tensor.shape == nullptr) return {};
+  const std::vector<int64_t> shape(tensor.shape, tensor.shape + tensor.ndim);
+  std::vector<int64_t> strides(shape.size(), 1);
+  if (tensor.strides != nullptr) {
+    strides.assign(tensor.strides, tensor.strides + tensor.ndim);
+  } else {
+    for (size_t i = shape.size(); i-- > 1;) {
+      // Sizes that no memory has would overflow; the extent is then refused as well.
+      const bool overflows = __builtin_mul_overflow(strides[i], shape[i], &strides[i - 1]);
+      if (overflows) strides[i - 1] = std::numeric_limits<int64_t>::max();
+    }
+  }
+  return DlpackFacts(versioned, versioned ? managed->flags : 0, tensor.device.type,
+                     tensor.data != nullptr, tensor.dtype.code, tensor.dtype.bits,
+                     tensor.dtype.lanes, shape, strides);
 }
 
 void set_dtypes(const std::vector<Row>& rows) {
@@ -67,8 +106,9 @@ nb::object mapping_at(uint64_t address) {
                         found->shared, found->writable);
 }
 
-nb::object accelerate(nb::str name, nb::str module, nb::callable slow, const char* doc) {
-  PyObject* builtin = ndtorch::accelerate(name.ptr(), module.ptr(), slow.ptr(), doc);
+nb::object accelerate(nb::str name, nb::str module, nb::callable slow, nb::callable inside,
+                      const char* doc) {
+  PyObject* builtin = ndtorch::accelerate(name.ptr(), module.ptr(), slow.ptr(), inside.ptr(), doc);
   if (builtin == nullptr) nb::raise_python_error();
   return nb::steal(builtin);
 }
@@ -134,9 +174,10 @@ NB_MODULE(_native, m) {
   m.def(
       "enable_to_numpy", [](nb::tuple dicts) { return ndtorch::enable_to_numpy(dicts.ptr()); },
       "accelerators"_a);
+  m.def("enable_owners", &ndtorch::enable_owners);
   m.def("set_dtypes", &set_dtypes, "rows"_a);
   m.def("watch", &ndtorch::watch, "active"_a);
-  m.def("accelerate", &accelerate, "name"_a, "module"_a, "slow"_a, "doc"_a);
+  m.def("accelerate", &accelerate, "name"_a, "module"_a, "slow"_a, "inside"_a, "doc"_a);
   m.def(
       "share", [](nb::handle array) { return none_if_null(ndtorch::share(array.ptr())); },
       "array"_a);
@@ -146,6 +187,8 @@ NB_MODULE(_native, m) {
         return none_if_null(ndtorch::alias(tensor.ptr(), writable));
       },
       "tensor"_a, "writable"_a);
+  m.def(
+      "has_owner", [](nb::handle tensor) { return ndtorch::has_owner(tensor.ptr()); }, "tensor"_a);
   m.def("const_data_ptr", &const_data_ptr, "tensor"_a);
 
   m.def(
@@ -190,6 +233,7 @@ NB_MODULE(_native, m) {
       },
       "target"_a, "planes"_a, "steps"_a);
 
+  m.def("dlpack_facts", &dlpack_facts, "capsule"_a.none());
   m.def("map_private", &map_private, "path"_a, "offset"_a, "nbytes"_a, "device"_a, "inode"_a);
   m.def("mapping_at", &mapping_at, "address"_a);
 }

@@ -34,6 +34,13 @@ void require(bool holds, const char* what) {
   if (!holds) throw std::runtime_error(what);
 }
 
+nb::object storage_of(nb::handle tensor) { return tensor.attr("untyped_storage")(); }
+
+bool is_function(const void* address) {
+  Dl_info library;
+  return address != nullptr && dladdr(address, &library) != 0;
+}
+
 bool is_impl(const void* impl, nb::handle object) {
   return nb::cast<uintptr_t>(object.attr("_cdata")) == reinterpret_cast<uintptr_t>(impl);
 }
@@ -57,6 +64,17 @@ std::string TensorLayout::find_dispatch_modes(const void* function_of_torch) {
       reinterpret_cast<decltype(any_modes_set_)>(find_symbol(function_of_torch, kName));
   return any_modes_set_ == nullptr ? "torch does not export TorchDispatchModeTLS::any_modes_set"
                                    : "";
+}
+
+void TensorLayout::find_transforms(const void* function_of_torch) {
+  constexpr const char* kName = "_ZN3c104impl28tls_is_dispatch_key_includedENS_11DispatchKeyE";
+  try {
+    nb::object keys = nb::module_::import_("torch._C").attr("DispatchKey");
+    transform_key_ = nb::cast<uint16_t>(keys.attr("FuncTorchDynamicLayerFrontMode").attr("value"));
+    is_key_included_ =
+        reinterpret_cast<decltype(is_key_included_)>(find_symbol(function_of_torch, kName));
+  } catch (const std::exception&) {  // this torch names its keys differently
+  }
 }
 
 std::string TensorLayout::calibrate(const void* function_of_torch) {
@@ -109,7 +127,7 @@ void TensorLayout::find_resizable(nb::handle torch) {
   nb::object storage;
   for (const char* dtype : {"uint8", "float64", "complex128"}) {
     nb::object tensor = zeros(torch, dtype);
-    storage = tensor.attr("untyped_storage")();
+    storage = storage_of(tensor);
     const char* bytes = impl(storage.ptr());
     require(is_impl(bytes, storage), "a storage's _cdata is elsewhere");
     const std::vector<char> before(bytes, bytes + kStorageBytes);
@@ -129,6 +147,71 @@ void TensorLayout::find_resizable(nb::handle torch) {
   require(is_resizable(), "what Tensor.numpy changes in a storage is not its resizable flag");
   pin(storage.ptr());
   require(!is_resizable(), "what Tensor.numpy changes in a storage is not its resizable flag");
+}
+
+std::string TensorLayout::find_captured(const std::vector<Wrapped>& samples) {
+  try {
+    nb::object torch = nb::module_::import_("torch");
+    std::vector<nb::object> wrapped, converted, all;
+    std::vector<const void*> managed, arrays;
+    for (const Wrapped& each : samples) {
+      wrapped.push_back(storage_of(each.tensor));
+      managed.push_back(each.managed);
+      converted.push_back(storage_of(torch.attr("from_numpy")(each.array)));
+      arrays.push_back(each.array.ptr());
+      all.insert(all.end(), {wrapped.back(), converted.back()});
+    }
+    find_data_ptr(all);
+    drops_managed_ = find_invoke(wrapped, managed);
+    drops_array_ = find_invoke(converted, arrays);
+    require(drops_managed_ != drops_array_, "the deleters of storages are all the same");
+    const void* deleter = data_ptr(all[0].ptr()).deleter;
+    require(data_ptr(storage_of(zeros(torch, "float64")).ptr()).deleter != deleter,
+            "memory of torch has the deleter of other memory");
+    delete_function_ = deleter;
+    return "";
+  } catch (const std::exception& error) {
+    return error.what();
+  }
+}
+
+// The word that is the data's address in every storage. Behind it there must be a deleter that all
+// have in common and contexts that differ, before anything there is followed.
+void TensorLayout::find_data_ptr(const std::vector<nb::object>& storages) {
+  size_t hits = 0;
+  for (size_t offset = 0; offset + sizeof(DataPtr) <= kStorageBytes; offset += sizeof(void*)) {
+    bool found = true;
+    for (const nb::object& storage : storages) {
+      require(is_impl(impl(storage.ptr()), storage), "a storage's _cdata is elsewhere");
+      const auto address = nb::cast<uintptr_t>(storage.attr("data_ptr")());
+      found = found && read<uintptr_t>(impl(storage.ptr()) + offset) == address;
+    }
+    if (found) data_ptr_offset_ = offset, ++hits;
+  }
+  require(hits == 1, "the address in a storage was not found");
+  const auto first = data_ptr(storages[0].ptr());
+  require(is_function(first.deleter), "the deleter of a storage was not found");
+  for (size_t i = 1; i < storages.size(); ++i) {
+    const auto other = data_ptr(storages[i].ptr());
+    require(other.deleter == first.deleter && other.context != first.context,
+            "the deleter of a storage was not found");
+  }
+}
+
+// The function that runs in the deleters of these storages, which have captured these pointers.
+const void* TensorLayout::find_invoke(const std::vector<nb::object>& storages,
+                                      const std::vector<const void*>& captured) const {
+  const void* invoke = nullptr;
+  for (size_t i = 0; i < storages.size(); ++i) {
+    const auto memory = data_ptr(storages[i].ptr());
+    const auto function = read<Function>(memory.context);
+    require(function.data == memory.data && function.captured == captured[i] &&
+                is_function(function.manage) && is_function(function.invoke) &&
+                (i == 0 || function.invoke == invoke),
+            "what a storage's deleter captured was not found");
+    invoke = function.invoke;
+  }
+  return invoke;
 }
 
 }  // namespace ndtorch

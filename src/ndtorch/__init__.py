@@ -4,6 +4,7 @@ Shares memory when that is sound, copies once when it is not, says which and why
 """
 
 from ._act import Masked
+from ._checkpoint import Checkpoint, to_checkpoint
 from ._collate import collate
 from ._convert import explain, shares_memory, to_numpy, to_torch
 from ._doctor import doctor
@@ -18,6 +19,7 @@ from ._errors import (
     UnsupportedDtypeError,
     UnsupportedTypeError,
 )
+from ._functions import numpy_io, torch_io
 from ._images import image_to_numpy, image_to_torch
 from ._plan import Plan
 from ._stack import stack
@@ -25,6 +27,7 @@ from ._trace import trace
 
 __version__ = "0.1.0"
 __all__ = [
+    "Checkpoint",
     "CopyRequiredError",
     "FormatError",
     "InvalidOptionError",
@@ -41,10 +44,13 @@ __all__ = [
     "explain",
     "image_to_numpy",
     "image_to_torch",
+    "numpy_io",
     "shares_memory",
     "stack",
+    "to_checkpoint",
     "to_numpy",
     "to_torch",
+    "torch_io",
     "trace",
 ]
 

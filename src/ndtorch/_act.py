@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,15 @@ import torch
 
 from . import _bridge, _memory, _trace
 from ._casting import check_exact, copy_into
-from ._dtypes import BY_NAME, DType
-from ._errors import NdtorchError, UnsupportedDtypeError
+from ._dtypes import BY_NAME, BY_TORCH, DType, from_numpy_dtype
+from ._errors import NdtorchError, ShapeMismatchError, UnsupportedDtypeError
 from ._objects import array_of, numbers_of
-from ._plan import Plan, is_protected, plan
+from ._options import Options
+from ._plan import Plan, is_protected, plan, plan_filling
 from ._spec import describe, numbers_inside
 from ._targets import result_type, target_dtype
+from .foreign.forms import Memory, Parts, Unread
+from .foreign.sparse import build_matrix, build_tensor, rebuild
 
 AnyArray = npt.NDArray[Any]
 
@@ -50,18 +54,56 @@ def carry_out(planned: Plan, source: Any, path: str = "") -> Any:
 
 
 def _act(planned: Plan, source: Any) -> Any:
-    if planned.action == "parse":
+    if planned.action == "fill":
+        return _filled(planned, source)
+    if planned.action in ("parse", "read") or isinstance(source, Unread):
         planned, source = parsed(planned, source)
         if planned.error is not None:
             raise planned.error
+    if isinstance(source, Memory):
+        source = source.array
     return _ACTS[planned.source.library, planned.options.to](planned, source)
 
 
 def parsed(planned: Plan, source: Any) -> tuple[Plan, Any]:
-    """Read Python objects into numbers and plan what happens to those."""
-    read = array_of if planned.source.form == "object" else numbers_of
-    fresh = read(source, planned.options)
-    return plan(describe(fresh), planned.options.for_fresh_memory()), fresh
+    """Read Python objects into numbers, or a foreign object into memory, and plan what happens to those."""
+    options = planned.options
+    fresh: Any
+    if isinstance(source, Unread):
+        fresh = _read(source, planned)
+        if fresh.dtype.kind == "O" and options.to == "torch":
+            fresh = array_of(fresh, options)
+    elif planned.source.form == "object":
+        objects: Any = source.array if isinstance(source, Memory) else source
+        fresh = array_of(objects, options)
+    else:
+        fresh = numbers_of(source, options)
+    return plan(describe(fresh), options.for_fresh_memory()), fresh
+
+
+def _read(source: Unread, planned: Plan) -> AnyArray:
+    """Have a foreign object read, straight into memory of our own where its library can."""
+    row = from_numpy_dtype(source.dtype)
+    try:
+        if source.fill is not None and row is not None and source.dtype.isnative:
+            array = _bridge.fresh(source.shape, row)[1]
+            source.fill(array)
+        else:
+            array = source.read()
+    except (NdtorchError, MemoryError):
+        raise
+    except Exception as error:  # a library may raise anything: a broken PNG is a SyntaxError
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fact = f"cannot read {planned.source}: {reason}"
+        raise NdtorchError(planned.options.subject, fact, hint="look at the object itself") from error
+    if array.dtype != source.dtype or array.shape != source.shape:
+        raise ShapeMismatchError(
+            planned.options.subject,
+            f"{planned.source} has changed while it was read",
+            expected=f"{source.dtype}{list(source.shape)}",
+            got=f"{array.dtype}{list(array.shape)}",
+        )
+    return array if array.flags.writeable else array.copy()
 
 
 def _nbytes(result: Any) -> int:
@@ -74,7 +116,13 @@ def _nbytes(result: Any) -> int:
 
 
 def parts_of(planned: Plan, source: Any) -> dict[str, Any]:
-    """The parts of a structured, masked or nested source, by the same steps as the plan's leaves."""
+    """The parts of a structured, masked, nested or foreign source, by the same steps as the plan's leaves."""
+    if isinstance(source, Parts):
+        return dict(source.parts)
+    if isinstance(source, Memory):
+        source = source.array
+    if isinstance(source, Unread):
+        return _fields_read(planned, source)
     if planned.source.form == "struct":
         array = np.asarray(source)  # a scalar's text would come out without the spaces that its field holds
         return {f"[{name!r}]": array[name] for name in array.dtype.names or ()}
@@ -83,19 +131,127 @@ def parts_of(planned: Plan, source: Any) -> dict[str, Any]:
     return {step: getattr(source, step[1:]) for step in planned.leaves}
 
 
+def _fields_read(planned: Plan, source: Unread) -> dict[str, Any]:
+    """Fields of a structured array that is read once for all of them."""
+    array = _read(source, planned)
+    return {f"[{name!r}]": _field(source, array[name]) for name in array.dtype.names or ()}
+
+
+def _field(source: Unread, field: AnyArray) -> Unread:
+    return Unread(source.library, field.dtype, field.shape, source.reason, lambda: field)
+
+
 def _carry_out_parts(planned: Plan, source: Any, path: str) -> Any:
     results = {}
     for step, part in parts_of(planned, source).items():
+        if step not in planned.leaves:
+            continue
         try:
             results[step] = carry_out(planned.leaves[step], part, path + step)
         except NdtorchError as error:
             raise error.at(step) from None
-    if planned.source.form == "struct":
-        return dict(zip(source.dtype.names, results.values(), strict=True))
-    if planned.source.form == "nested":
-        return list(results.values())
+    return _ASSEMBLE[planned.source.form](planned, source, results)
+
+
+def _assemble_struct(planned: Plan, source: Any, results: dict[str, Any]) -> Any:
+    assert planned.source.own_dtype is not None
+    return dict(zip(planned.source.own_dtype.names or (), results.values(), strict=True))
+
+
+def _assemble_nested(planned: Plan, source: Any, results: dict[str, Any]) -> Any:
+    return list(results.values())
+
+
+def _assemble_masked(planned: Plan, source: Any, results: dict[str, Any]) -> Any:
     data = results[".data"]
+    if planned.options.to == "torch" and planned.options.masked == "error":
+        return data  # nothing is missing
+    if planned.options.to == "numpy" and isinstance(data, np.ndarray):
+        return np.ma.MaskedArray(data, mask=results[".mask"], copy=False)
     return Masked(data, results[".mask"] if ".mask" in results else _all_false(data))
+
+
+def _assemble_table(planned: Plan, source: Parts, results: dict[str, Any]) -> Any:
+    return dict(zip(source.keys, results.values(), strict=True))
+
+
+def _assemble_ragged(planned: Plan, source: Parts, results: dict[str, Any]) -> Any:
+    assert source.offsets is not None
+    return _cut(results[".content"], source.offsets.tolist())
+
+
+def _cut(content: Any, offsets: list[int]) -> list[Any]:
+    """Slices of one content, which may itself be made of slices, columns or a mask."""
+    if isinstance(content, dict):
+        columns = {name: _cut(part, offsets) for name, part in content.items()}
+        return [{name: column[i] for name, column in columns.items()} for i in range(len(offsets) - 1)]
+    if isinstance(content, Masked):
+        return [Masked(*pair) for pair in zip(_cut(content.data, offsets), _cut(content.mask, offsets), strict=True)]
+    lengths = [end - start for start, end in pairwise(offsets)]
+    if (
+        isinstance(content, torch.Tensor)
+        and offsets[0] == 0
+        and offsets[-1] == len(content)
+        and min(lengths, default=0) >= 0
+    ):
+        return list(content.unsafe_split_with_sizes(lengths))  # three times as fast as one slice after the other
+    return [content[start:end] for start, end in pairwise(offsets)]
+
+
+def _assemble_sparse(planned: Plan, source: Parts, results: dict[str, Any]) -> Any:
+    if planned.options.to == "torch":
+        return build_tensor(source.layout, source.shape, results)
+    if source.library == "scipy":
+        return source.original if planned.shares else rebuild(source.original, results)
+    return build_matrix(source.layout, source.shape, results)
+
+
+_ASSEMBLE: dict[str, Callable[[Plan, Any, dict[str, Any]], Any]] = {
+    "struct": _assemble_struct,
+    "nested": _assemble_nested,
+    "masked": _assemble_masked,
+    "table": _assemble_table,
+    "ragged": _assemble_ragged,
+    "sparse": _assemble_sparse,
+}
+
+
+def _filled(planned: Plan, source: Any) -> torch.Tensor:
+    """The values of a masked array in memory of their own, NaN or NaT where one is missing."""
+    spec, options = planned.source, planned.options
+    parts = source.parts if isinstance(source, Parts) else {".data": source.data, ".mask": source.mask}
+    data = parts[".data"]
+    if ".mask" not in spec.parts:
+        return _converted(plan_filling(spec.parts[".data"], options), data)
+    if options.casting == "exact":
+        data = _without_missing(data, parts[".mask"])
+    tensor = _converted(plan_filling(describe(data), options), data)
+    missing = _act(plan(spec.parts[".mask"], Options(to="torch", readonly="share")), parts[".mask"])
+    _fill_missing(tensor, missing.to(tensor.device), is_time=spec.parts[".data"].form == "time")
+    return tensor
+
+
+def _converted(planned: Plan, source: Any) -> torch.Tensor:
+    result: torch.Tensor = _act(planned, source)
+    return result
+
+
+def _without_missing(data: Any, mask: Any) -> AnyArray:
+    """A copy with 0 where a value is missing: what stands there has no meaning and cannot be lost by a cast."""
+    known: AnyArray = _act(plan(describe(data), Options(to="numpy", copy=True)), data)
+    known[_act(plan(describe(mask), Options(to="numpy")), mask)] = np.zeros((), known.dtype)
+    return known
+
+
+def _fill_missing(tensor: torch.Tensor, missing: torch.Tensor, *, is_time: bool) -> None:
+    if tensor.dtype.itemsize > 1:
+        tensor[missing] = _NAT if is_time else float("nan")
+        return
+    dtype = BY_TORCH[tensor.dtype].numpy  # torch fills no float8
+    tensor.view(torch.uint8)[missing] = int(np.array(float("nan"), dtype).view(np.uint8))
+
+
+_NAT = -(2**63)
 
 
 def _all_false(data: Any) -> Any:
@@ -117,11 +273,12 @@ def _array_to_torch(planned: Plan, source: AnyArray) -> torch.Tensor:
         assert spec.mapping is not None
         private = _memory.map_privately(view, spec.mapping)
         # Replaced since it was described: the array itself is then all that is left of the file.
-        return _bridge.share(view.copy() if private is None else private)
+        return _bridge.made_known(_bridge.share(view.copy() if private is None else private))
     if planned.action == "copy distinct":
         one = tuple(slice(0, 1) if i in spec.broadcast_axes else slice(None) for i in range(view.ndim))
-        return _fresh_tensor(planned, view[one]).to(device).expand(view.shape)
-    return (_fresh_tensor(planned, view) if planned.action == "copy" else _bridge.share(view)).to(device)
+        return _bridge.made_known(_fresh_tensor(planned, view[one])).to(device).expand(view.shape)
+    tensor = _fresh_tensor(planned, view) if planned.action == "copy" else _bridge.share(view)
+    return _bridge.made_known(tensor).to(device)
 
 
 def _fresh_tensor(planned: Plan, view: AnyArray) -> torch.Tensor:
@@ -156,7 +313,7 @@ def _tensor_to_torch(planned: Plan, source: torch.Tensor) -> torch.Tensor:
     real = source.real if drops_imaginary else source
     try:
         result = real.to(dtype=dtype, copy=True)
-    except (RuntimeError, TypeError) as error:
+    except (RuntimeError, TypeError, AssertionError) as error:
         fact = f"torch cannot copy {spec} as {dtype}: {str(error).splitlines()[0]}"
         raise UnsupportedDtypeError(options.subject, fact, hint="convert a plain tensor of its values") from None
     if options.casting == "exact" and dtype != source.dtype and not source.is_meta:
@@ -175,7 +332,7 @@ def _tensor_to_numpy(planned: Plan, source: torch.Tensor) -> AnyArray:
         return np.empty(shape, dtype.numpy if isinstance(dtype, DType) else dtype)
     if planned.action == "share":
         _wait_for_device(source)
-        array = _bridge.alias(source, writable=not is_protected(spec))
+        array = _bridge.alias(source, writable=not (is_protected(spec) or spec.readonly))
     else:
         array = _host_array(source)
         if array.__array_interface__["data"][0] == spec.address or (target is not None and array.dtype != target):

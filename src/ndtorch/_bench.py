@@ -146,6 +146,18 @@ def calls() -> Iterator[Work]:
         {"[torch.from_numpy(a) ...]": lambda: [from_numpy(a) for a in arrays]},
         {"[torch.from_numpy(a) ...]": 0.85},
     )
+    tree = [{"image": a, "label": b, "box": (c, d)} for a, b, c, d in zip(*[iter(arrays * 10)] * 4, strict=True)]
+    leaves = arrays * 10
+    yield Work(
+        "to_torch(10,000 leaves in a tree)",
+        160_000,
+        lambda: to_torch(tree),
+        {
+            "[torch.from_numpy(a) ...]": lambda: [from_numpy(a) for a in leaves],
+            "[to_torch(a) ...]": lambda: [to_torch(a) for a in leaves],
+        },
+        {"[torch.from_numpy(a) ...]": 1.5, "[to_torch(a) ...]": 1.5},
+    )
     yield Work("copy of 128 B", 128, *_copy(small), {"torch.tensor": 0.5})
 
 

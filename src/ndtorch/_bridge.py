@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -22,6 +23,7 @@ from ._dtypes import BY_TORCH, KIND_ORDER, TABLE, DType, from_numpy_dtype
 F = TypeVar("F", bound=Callable[..., Any])
 
 _MAX_BYTES = 2**63 - 1
+_TRANSFORM = torch._C.DispatchKey.FuncTorchDynamicLayerFrontMode
 _FIRST_REGISTERED = 256  # NumPy numbers the dtypes of other packages, such as ml_dtypes, from here
 
 
@@ -52,21 +54,30 @@ def status() -> Status:
     )
 
 
-def accelerate(slow: F) -> F:
-    """Put the native plain case in front of ``slow``, the Python ``to_torch`` or ``to_numpy``.
+def accelerate(inside: Callable[..., Any]) -> Callable[[F], F]:
+    """Put the native plain case in front of the Python ``to_torch`` or ``to_numpy``.
 
-    The builtin takes one plain array or tensor, or one list of them, and no keyword. Any other call
-    reaches ``slow`` as it is. Name, signature and docstring stay those of ``slow``.
+    The builtin takes one plain array or tensor, or dicts, lists and tuples of them, and at most the keywords
+    ``copy``, ``dtype`` and ``float_dtype``. Any other call reaches the Python function as it is. Name, signature and
+    docstring stay those of the Python function.
+
+    Args:
+        inside: Converts one leaf of a structure that is not plain, with the keywords of the call.
     """
-    if not _is_native[slow.__name__]:
-        return slow
-    signature = inspect.signature(slow)
-    bare = signature.replace(
-        parameters=[p.replace(annotation=p.empty) for p in signature.parameters.values()],
-        return_annotation=signature.empty,
-    )
-    doc = f"{slow.__name__}{bare}\n--\n\n{inspect.getdoc(slow) or ''}"
-    return cast(F, _native.accelerate(slow.__name__, "ndtorch", slow, doc))
+
+    def decorate(slow: F) -> F:
+        behind.append(slow)
+        if not _is_native[slow.__name__]:
+            return slow
+        signature = inspect.signature(slow)
+        bare = signature.replace(
+            parameters=[p.replace(annotation=p.empty) for p in signature.parameters.values()],
+            return_annotation=signature.empty,
+        )
+        doc = f"{slow.__name__}{bare}\n--\n\n{inspect.getdoc(slow) or ''}"
+        return cast(F, _native.accelerate(slow.__name__, "ndtorch", slow, inside, doc))
+
+    return decorate
 
 
 def watch(active: bool) -> None:
@@ -92,7 +103,21 @@ def share(array: np.ndarray[Any, Any]) -> torch.Tensor:
         raise ValueError(f"a tensor cannot describe this array: {why_not}")
     if array.size == 0:
         return torch.empty(array.shape, dtype=row.torch, device="cpu")
-    return torch.from_numpy(np.asarray(_Writable(array))).view(row.torch)
+    owner = _Writable(array)
+    tensor = torch.from_numpy(np.asarray(owner)).view(row.torch)
+    storage = _storage_of(tensor)
+    if storage is not None:
+        _owners[storage] = weakref.ref(owner)
+    return tensor
+
+
+def made_known(tensor: torch.Tensor) -> torch.Tensor:
+    """Make a new tensor known to the torch.func transform that is running, as `torch.from_numpy` does.
+
+    Unknown ones could be read there, but a write of transformed values into them is an error.
+    """
+    in_transform = torch._C._dispatch_tls_is_dispatch_key_included(_TRANSFORM)
+    return torch.ops.aten.lift_fresh.default(tensor) if in_transform else tensor
 
 
 def fresh(shape: tuple[int, ...], row: DType) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
@@ -119,7 +144,8 @@ def alias(tensor: torch.Tensor, *, writable: bool) -> np.ndarray[Any, Any]:
     """Make the array over a dense CPU tensor's memory, whether or not it requires grad.
 
     Memory:
-        Shared; the array keeps the storage alive and pins it, so it cannot be resized any more.
+        Shared; the array keeps the storage alive and pins it, so it cannot be resized any more. Where the owner of
+        the memory is known the array keeps that alive instead, and so survives a move of the storage (pytorch#51849).
 
     Raises:
         TypeError, RuntimeError: torch's own, for a tensor that has no such memory or dtype.
@@ -133,10 +159,45 @@ def alias(tensor: torch.Tensor, *, writable: bool) -> np.ndarray[Any, Any]:
         array = plain.numpy()
     else:
         array = plain.view(torch.uint8 if row.itemsize == 1 else torch.int16).numpy()
+    owner = _owner_of(tensor)
+    if owner is not None:
+        array = np.asarray(_Held(array, owner))
+    if row is not None and row.numpy is not None and array.dtype != row.numpy:
         array = array.view(row.numpy)
     if not writable:
         array.flags.writeable = False
     return array
+
+
+def is_movable(tensor: torch.Tensor) -> bool:
+    """Say whether torch may give a CPU tensor other memory and leave arrays over it dangling (pytorch#51849).
+
+    Not so where an array holds the owner of the memory itself, nor in shared memory, where the tensor stays.
+    """
+    if _native.has_owner(tensor) if _is_native["to_numpy"] else _owner_of(tensor) is not None:
+        return False
+    storage = tensor.untyped_storage()
+    return not (isinstance(storage, torch.UntypedStorage) and storage.is_shared())
+
+
+def _owner_of(tensor: torch.Tensor) -> _Writable | None:
+    """The owner of a tensor's present memory, where `share` made it without the native bridge."""
+    storage = _storage_of(tensor) if _owners else None
+    found = None if storage is None else _owners.get(storage)
+    owner = None if found is None else found()
+    if storage is None or owner is None or storage.data_ptr() != owner.__array_interface__["data"][0]:
+        return None
+    return owner
+
+
+def _storage_of(tensor: torch.Tensor) -> torch.UntypedStorage | None:
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
+        return None
+    try:
+        storage = tensor.untyped_storage()
+    except NotImplementedError:  # inside a torch.func transform it stands for another tensor
+        return None
+    return storage if isinstance(storage, torch.UntypedStorage) else None  # a TorchFunctionMode may answer
 
 
 def const_data_ptr(tensor: torch.Tensor) -> int:
@@ -180,6 +241,18 @@ class _Writable:
             # Along a single item any stride is allowed in NumPy, and none is used.
             "strides": tuple(abs(stride) // size * size for stride in array.strides),
         }
+
+
+class _Held:
+    """The memory of an array whose owner is kept alive instead of its base."""
+
+    def __init__(self, array: np.ndarray[Any, Any], owner: _Writable) -> None:
+        self.owner = owner
+        self.__array_interface__ = {**array.__array_interface__, "strides": array.strides}
+
+
+# A storage is the same object for as long as its memory or another lives; the owner dies with its last holder.
+_owners: weakref.WeakKeyDictionary[torch.UntypedStorage, weakref.ref[_Writable]] = weakref.WeakKeyDictionary()
 
 
 # ---- the proof at import ----
@@ -266,11 +339,12 @@ def _test_to_torch(convert: Callable[..., Any]) -> None:
     del tensor
     _require(sys.getrefcount(array) == references, "a dead tensor still holds the array")
     for name, odd in _odd_arrays().items():
-        _require(convert(odd) is None and convert([array, odd]) is None, f"a {name} array is plain")
+        _require(convert(odd) is None and convert([array, odd])[1] is None, f"a {name} array is plain")
         _require(convert(odd, copy=True) is None, f"a {name} array is copied")
     for name, odd in _unshareable_arrays().items():
-        _require(convert(odd, copy=False) is None and convert([array, odd]) is None, f"a {name} array is shared")
+        _require(convert(odd, copy=False) is None, f"a {name} array is shared")
         _test_copy(convert(odd), odd, f"a {name} array")
+        _test_copy(convert([array, odd])[1], odd, f"a {name} array in a list")
     _test_copy(convert(array, copy=True), array, "a copy")
     _test_copy(convert(array, dtype=torch.float32), array, "a cast")
     _require(convert(array, dtype=torch.int32) is None, "a cast to integers is plain")
@@ -302,7 +376,7 @@ def _test_to_numpy(convert: Callable[..., Any]) -> None:
     }.items():
         _require(not convert(shown).flags.writeable, f"the array over a {name} tensor is writable")
     for name, odd in _odd_tensors().items():
-        _require(convert(odd) is None and convert([tensor, odd]) is None, f"a {name} tensor is plain")
+        _require(convert(odd) is None and convert([tensor, odd])[1] is None, f"a {name} tensor is plain")
 
 
 def _nothing(source: object, **options: object) -> None:
@@ -313,12 +387,36 @@ def _enable(name: str, enable: Callable[[], str], test: Callable[..., None]) -> 
     why_not = enable()
     if not why_not:
         try:
-            test(_native.accelerate(name, "ndtorch", _nothing, name))
+            test(_native.accelerate(name, "ndtorch", _nothing, _nothing, name))
         except Exception as error:
             why_not = f"{type(error).__name__}: {error}"
     if why_not:
         _notes.append(f"{name} is not native: {why_not}")
     return not why_not
+
+
+def _enable_owners() -> None:
+    why_not = _native.enable_owners() if _is_native["to_numpy"] else "it needs to_numpy"
+    try:
+        if not why_not:
+            _test_owners()
+    except _SelfTestError as error:
+        why_not = str(error)
+    if why_not:
+        _notes.append(f"arrays over a tensor that torch moves dangle (pytorch#51849): {why_not}")
+
+
+def _test_owners() -> None:
+    array = np.zeros(2)
+    references = sys.getrefcount(array)
+    for convert in (_native.share, torch.from_numpy):
+        tensor = convert(array)
+        again = None if tensor is None else _native.alias(tensor, True)
+        _require(again is not None and not isinstance(again.base, torch.UntypedStorage), "the array holds a storage")
+        del tensor
+        _require(sys.getrefcount(array) > references, "the array does not hold the owner")
+        del again
+        _require(sys.getrefcount(array) == references, "a dead array still holds the owner")
 
 
 def _accelerators() -> tuple[dict[str, Any], ...]:
@@ -340,12 +438,16 @@ def _start() -> None:
         if not _is_native["to_torch"]:
             return
         _is_native["to_numpy"] = _enable("to_numpy", lambda: _native.enable_to_numpy(_accelerators()), _test_to_numpy)
+        _enable_owners()
         good = [row for row in rows.values() if _round_trips(row, back=_is_native["to_numpy"])]
     _native.set_dtypes([_native_row(row) for row in good])
     left_out = sorted(rows.keys() - {row.name for row in good})
     if left_out:
         _notes.append(f"not native: {', '.join(left_out)}")
 
+
+behind: list[Callable[..., Any]] = []
+"""The Python functions that stand behind the builtins, which no name leads to."""
 
 _notes: list[str] = []
 _is_native = {"to_torch": False, "to_numpy": False}

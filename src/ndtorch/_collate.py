@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
-from . import _bridge
+from . import _bridge, _trace
 from ._dtypes import DType
 from ._errors import NdtorchError, ShapeMismatchError, UnsupportedDtypeError, UnsupportedTypeError
 from ._objects import is_number
@@ -128,7 +128,7 @@ def _batch_of_kind(kind: str, column: list[Any], allocate: Allocate) -> Any:
         return column
     try:
         if kind == "array":
-            return stack_into(allocate, column)
+            return _stacked(allocate, column)
         if allocate is _bridge.fresh and set(map(type, column)) <= _PLAIN_NUMBERS.keys():
             dtype = max((_PLAIN_NUMBERS[cls] for cls in set(map(type, column))), key=_WIDTH.index)
             return torch.tensor(column, dtype=dtype)
@@ -140,12 +140,19 @@ def _batch_of_kind(kind: str, column: list[Any], allocate: Allocate) -> Any:
         raise UnsupportedDtypeError("collate", fact, hint="float(value) if it may round") from None
 
 
+def _stacked(allocate: Allocate, column: list[Any]) -> Any:
+    if not _trace.watching():
+        return stack_into(allocate, column)
+    reason = "one tensor of many arrays is new memory"
+    return _trace.observe("collate", f"{len(column)} arrays", reason, lambda: stack_into(allocate, column))
+
+
 def _of_collate(error: NdtorchError) -> NdtorchError:
     """The same error as this function's own: its leaf is in ``path``, the sample in ``index``."""
     path = error.path or ""
     if path and "index" not in error.facts:
         error.facts["index"] = int(path[1:].partition("]")[0])
-    hint = None
+    hint: str | None = None
     if isinstance(error, ShapeMismatchError):
         error.fact = f"sample {error.facts['index']} has an array of another shape than sample 0"
         hint = "give all one shape, or pad them with ndtorch.stack(arrays, pad_value=0) in a collate_fn of your own"

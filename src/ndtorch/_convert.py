@@ -12,16 +12,26 @@ from . import _memory, _trace
 from ._act import carry_out, parsed, parts_of
 from ._bridge import accelerate
 from ._casting import Casting
-from ._errors import InvalidOptionError, NdtorchError, UnsupportedTypeError
-from ._like import restore
+from ._errors import CopyRequiredError, InvalidOptionError, NdtorchError, UnsupportedTypeError
+from ._like import restore_whole
 from ._objects import is_list_of_numbers, is_number
 from ._options import Options, numpy_options, torch_options
 from ._plan import Plan, plan, plan_of_leaves
 from ._spec import Spec, describe
-from ._structures import is_structure, map_leaves, not_convertible, take_apart
+from ._structures import is_structure, kept, map_leaves, not_convertible, passes_through, take_apart
+from .foreign import Foreign, Memory, Parts, Unread, library_of, recognise
+from .foreign.sparse import MADE_OF_OBJECTS, components, is_sparse_tensor
 
 
-@accelerate
+def _leaf_to_torch(leaf: Any, /, **options: Any) -> Any:
+    return kept(leaf, "to_torch") if passes_through(leaf) else to_torch(leaf, **options)
+
+
+def _leaf_to_numpy(leaf: Any, /) -> Any:
+    return leaf if passes_through(leaf) else to_numpy(leaf)
+
+
+@accelerate(inside=_leaf_to_torch)
 def to_torch(
     source: Any,
     /,
@@ -38,9 +48,9 @@ def to_torch(
 
     Memory:
         Shares memory when that is sound, else copies once; `explain` says which and why. A read-only memory map
-        becomes a private copy-on-write mapping of its file: nothing is copied until it is written. A tensor that
-        shares an array's memory must not be moved with ``share_memory_`` or a queue while arrays over it are in
-        use (pytorch#51849); the array it came from stays valid, since NumPy owns that memory.
+        becomes a private copy-on-write mapping of its file: nothing is copied until it is written. When torch moves
+        the tensor to shared memory (``share_memory_``, a queue, a spawned worker) the array it came from, and those
+        that `to_numpy` made of it, stay valid and keep the old values (pytorch#51849).
 
     Args:
         source: An array, tensor, number or nested list of numbers, or a dict, list, tuple, named tuple, dataclass
@@ -53,11 +63,13 @@ def to_torch(
             as every value survives it (NaN survives as NaN, -0.0 as 0).
         readonly: What to do with memory its owner does not let us write: ``copy`` it, ``share`` it at your word
             that nobody writes through the tensor, or raise an ``error``.
-        masked: ``error`` refuses masked arrays, ``split`` gives ``Masked(data, mask)``.
+        masked: What becomes of missing values (masked arrays, nulls in tables): ``error`` refuses them, ``split``
+            gives ``Masked(data, mask)``, ``nan`` makes them NaN in a copy: integers then become float64, times stay
+            int64 and become NaT. Columns of other libraries that miss nothing are plain under ``error``.
 
     Returns:
         A tensor of the source's shape and dtype, or the same structure of tensors. Text and bytes have one more
-        dimension; structured arrays become dicts of tensors by field.
+        dimension; structured arrays become dicts of tensors by field; a scipy.sparse matrix becomes a sparse tensor.
 
     Raises:
         CopyRequiredError: ``copy=False`` or ``readonly="error"`` and sharing is not sound.
@@ -86,7 +98,7 @@ def to_torch(
     return _convert(source, options)
 
 
-@accelerate
+@accelerate(inside=_leaf_to_numpy)
 def to_numpy(
     source: Any,
     /,
@@ -103,8 +115,10 @@ def to_numpy(
         Shares memory with CPU tensors; the array keeps the tensor's storage alive and its size fixed. The array is
         read-only where a write would be unsound: over a tensor that requires grad (autograd could not see it) and
         over an expanded tensor (one element stands for many). Tensors on other devices, lazily conjugated or
-        negated ones and complex32 are copied. ``share_memory_`` on the tensor, a queue or a spawned worker moves its
-        storage and leaves the array dangling: torch offers no way to prevent it (pytorch#51849).
+        negated ones and complex32 are copied. ``share_memory_`` on the tensor, a queue or a spawned worker gives it
+        other memory. Over memory of an array or of ndtorch, such as any tensor of `to_torch` or `stack` has, the
+        array stays valid and keeps the old values. Over memory that torch owns it dangles: torch offers no way to
+        prevent that (pytorch#51849), and `explain` says so.
 
     Args:
         source: A tensor, array, number or nested list of numbers, or a structure of them, as in `to_torch`.
@@ -117,7 +131,7 @@ def to_numpy(
 
     Returns:
         An array of the tensor's shape and dtype, or the same structure of arrays. bfloat16 and float8 arrays have
-        the dtypes of ml_dtypes. A nested tensor gives a list of arrays.
+        the dtypes of ml_dtypes. A nested tensor gives a list of arrays, a sparse one a scipy.sparse array.
 
     Raises:
         CopyRequiredError: ``copy=False`` and sharing is not possible.
@@ -134,8 +148,23 @@ def to_numpy(
     """
     options = numpy_options(dtype=dtype, float_dtype=float_dtype, copy=copy, casting=casting)
     if like is not None:
-        return restore(source, like, options, _convert)
+        result = restore_whole(source, like, options, _convert)
+        return result if copy is not False or library_of(like) is None else _shared(result, source, like)
     return _convert(source, options)
+
+
+def _shared(result: Any, source: Any, like: Any) -> Any:
+    """What was restored under ``copy=False``: other libraries copy without a word."""
+    places, made = _footprints(source), _footprints(result)
+    inside = (
+        0 in place[1] or any(at == device and _memory.overlap(theirs, place) for at, theirs in places)
+        for device, place in made
+    )
+    if made and all(inside):
+        return result
+    reason = f"a {type(like).__name__} of it is new memory"
+    fact = f"cannot share memory with the source: {reason}"
+    raise CopyRequiredError("to_numpy", fact, hint="copy=None copies", reason=reason)
 
 
 def _convert(source: Any, options: Options, path: str = "") -> Any:
@@ -155,6 +184,7 @@ def _convert_leaves(source: Any, options: Options, prefix: str) -> Any:
 
 
 def _convert_one(source: Any, options: Options, path: str = "") -> Any:
+    source = recognise(source, options.to)
     return carry_out(plan(_described(source, options), options), source, path)
 
 
@@ -171,7 +201,8 @@ def explain(source: Any, /, *, to: str = "torch", **options: Any) -> Plan:
     Never raises for a source: where the call would, the plan's ``error`` holds what it would raise.
 
     Memory:
-        Reads metadata only. Python objects are the exception: only reading them tells what they are.
+        Reads metadata only, with two exceptions: only reading Python objects tells what they are, and the indices of
+        a scipy.sparse matrix are checked, and put in order where they are not.
 
     Args:
         source: As in `to_torch` and `to_numpy`.
@@ -201,6 +232,7 @@ def explain(source: Any, /, *, to: str = "torch", **options: Any) -> Plan:
 
 
 def _explain_one(source: Any, options: Options) -> Plan:
+    source = recognise(source, options.to)
     try:
         spec = _described(source, options)
     except NdtorchError as error:
@@ -210,7 +242,7 @@ def _explain_one(source: Any, options: Options) -> Plan:
 
 def _read_on(planned: Plan, source: Any) -> Plan:
     """Complete the plan of Python objects, whose dtype only reading them tells."""
-    if planned.action == "parts":
+    if planned.action == "parts" and not isinstance(source, Unread):
         parts = parts_of(planned, source)
         leaves = {step: _read_on(leaf, parts[step]) for step, leaf in planned.leaves.items()}
         return replace(plan_of_leaves(planned.source, planned.options, leaves), notes=planned.notes)
@@ -263,7 +295,8 @@ _Footprint = tuple[int, tuple[int, ...], tuple[int, ...], int]
 def _footprints(value: Any) -> list[tuple[str, _Footprint]]:
     """Devices and byte ranges of every array and tensor in a value."""
     if isinstance(value, np.ma.MaskedArray):
-        return _footprints(value.data) + _footprints(np.asarray(value.mask))
+        mask = [] if value.mask is np.ma.nomask else _footprints(np.asarray(value.mask))  # one for all that have none
+        return _footprints(value.data) + mask
     if isinstance(value, np.ndarray):
         address = value.__array_interface__["data"][0]
         return [("cpu", (address, value.shape, value.strides, value.itemsize))]
@@ -274,10 +307,23 @@ def _footprints(value: Any) -> list[tuple[str, _Footprint]]:
         return [footprint for _, leaf in arrays for footprint in _footprints(leaf)]
     if isinstance(value, np.generic) or _is_numbers(value):
         return []
+    if isinstance(value, Memory):
+        return _footprints(value.array)
+    if isinstance(value, Parts) and value.layout in MADE_OF_OBJECTS:
+        return []
+    if isinstance(value, Parts):
+        return [footprint for part in value.parts.values() for footprint in _footprints(part)]
+    if isinstance(value, Foreign):  # unread or refused
+        return []
+    taken = recognise(value, "numpy")  # what its memory is, not what torch would make of it
+    if taken is not value:
+        return _footprints(taken)
     raise not_convertible(value, "shares_memory")
 
 
 def _tensor_footprints(tensor: torch.Tensor) -> list[tuple[str, _Footprint]]:
+    if is_sparse_tensor(tensor):
+        return [footprint for part in components(tensor) for footprint in _tensor_footprints(part)]
     spec = describe(tensor)
     if spec.form == "nested":
         return [footprint for part in tensor.unbind() for footprint in _tensor_footprints(part)]

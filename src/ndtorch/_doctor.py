@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import _bridge
+from . import _bridge, _compile
 
 Condition = Literal["ok", "warn", "fail"]
 
@@ -95,7 +95,7 @@ class Install:
 
 
 def doctor() -> Report:
-    """Look at versions, torch's NumPy bridge, the native fast path, memory pages and devices.
+    """Look at versions, torch's NumPy bridge, the native fast path, torch.compile, memory pages and devices.
 
     Memory:
         A few bytes. A device is initialised where there is one, to ask for its name.
@@ -117,6 +117,7 @@ def doctor() -> Report:
             check_numpy_bridge(_why_no_bridge(), _loaded_numpy(), _installs("numpy")),
             check_native(status.fast, status.to_torch, status.to_numpy, status.notes),
             check_switch(os.environ.get("NDTORCH_FAST")),
+            check_compile(_compile.why_not_traced(), _compile.is_waiting()),
             check_huge_pages(_text(_HUGE_PAGES)),
             check_threads(torch.get_num_threads(), os.cpu_count(), affinity),
             *(check_device(*found) for found in _devices()),
@@ -220,6 +221,16 @@ def check_switch(value: str | None) -> Check:
     if value == "1":
         return Check("NDTORCH_FAST", "ok", "1: the fast path is used where it works")
     return Check("NDTORCH_FAST", "warn", f"{value!r} has no meaning", "NDTORCH_FAST=0 switches the fast path off")
+
+
+def check_compile(why_not: str, is_waiting: bool) -> Check:
+    """Say whether torch.compile can follow a call, or has to break its graph there."""
+    name = "torch.compile"
+    if why_not:
+        hint = "every result is the same, only the graph is in two parts"
+        return Check(name, "warn", f"breaks its graph at to_torch and to_numpy: {why_not}", hint)
+    when = ", once torch._dynamo is imported" if is_waiting else ""
+    return Check(name, "ok", f"traces to_torch and to_numpy{when}")
 
 
 def check_huge_pages(enabled: str | None) -> Check:

@@ -23,6 +23,11 @@ def plan_text(plan: Plan) -> str:
     return "\n".join(lines)
 
 
+def plan_summary(plan: Plan) -> str:
+    """One line: source and result, and what happens to the bytes."""
+    return f"{_headline(plan)}, {memory_word(plan)}"
+
+
 def _headline(plan: Plan) -> str:
     if plan.error is not None or plan.leaves:
         return str(plan.source)

@@ -28,6 +28,12 @@ _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _FLOATS = ("float32", "float16", "bfloat16")
 _PIXELS = (*_LARGEST, "float16", "float32", "float64")
 _PILLOW_MODES = ("1", "L", "RGB", "RGBA", "I;16", "F")
+_PILLOW_HINTS = {
+    "I": "image_to_torch(numpy.asarray(image).astype(numpy.uint16)), for values up to 65535",
+    "LA": 'image.convert("RGBA")',
+    "PA": 'image.convert("RGBA")',
+    "La": 'image.convert("LA").convert("RGBA")',
+}
 
 
 def image_to_torch(
@@ -215,13 +221,13 @@ def _pixels_of(image: Any, subject: str) -> AnyArray:
         return _batch_of(pictures, [one[..., None] if one.ndim == 2 else one for one in pictures], subject)
     if _is_pillow(image):
         if image.mode not in _PILLOW_MODES:
-            fact = f"cannot convert a Pillow picture of mode {image.mode!r}: its numbers are no intensities"
+            fact = f"cannot convert a Pillow picture of mode {image.mode!r}"
             raise UnsupportedTypeError(
                 subject,
                 fact,
                 expected="one of " + ", ".join(_PILLOW_MODES),
                 got=image.mode,
-                hint='image.convert("RGB")',
+                hint=_PILLOW_HINTS.get(image.mode, 'image.convert("RGB")'),
             )
         return np.asarray(image.convert("L") if image.mode == "1" else image)
     return _array_of(image, subject)

@@ -17,10 +17,25 @@ from ._objects import is_list_of_numbers, is_number
 from ._options import Options
 from ._spec import Spec, describe
 from ._structures import is_structure, passes_through, take_apart
+from .foreign import Memory, Unread, library_of, recognise
 
 AnyArray = npt.NDArray[Any]
 ToNumpy = Callable[..., Any]
 """Converts one source with the given options; ``path`` says where it is in a structure."""
+
+
+def restore_whole(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
+    """Do what `restore` does, and see that one array was not made of a structure.
+
+    Raises:
+        NdtorchError: The two differ in structure; the note has the path.
+    """
+    result = restore(source, like, options, to_numpy)
+    if isinstance(like, np.ndarray) and isinstance(result, dict | list | tuple):
+        fact, got = "like= is one array, the source is a structure", f"a {type(source).__name__}"
+        hint = "give like= the structure that was converted"
+        raise ShapeMismatchError(options.subject, fact, expected="one array or tensor", got=got, hint=hint)
+    return result
 
 
 def restore(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
@@ -44,13 +59,41 @@ def restore(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
     if isinstance(like, torch.Tensor):
         row = BY_TORCH.get(like.dtype)
         return to_numpy(source, replace(options, numpy_dtype=row.numpy if row else None))
+    library = library_of(like)
+    if library is not None and library.restore is not None:
+        return _foreign(library.restore, source, like, options, partial(_inside, options, to_numpy))
     if is_list_of_numbers(like) or is_number(like):
         return _python(source, like, options, to_numpy)
     if is_structure(like):
         return _structure(source, like, options, to_numpy)
+    taken = recognise(like, "numpy")
+    if isinstance(taken, Unread):  # a buffer or the like: an array of its dtype is what is left of it
+        return restore(source, np.empty(0, taken.dtype), options, to_numpy)
+    if isinstance(taken, Memory):
+        return restore(source, taken.array, options, to_numpy)
     raise UnsupportedTypeError(
         options.subject, f"like= cannot be a {type(like).__name__}", hint="like= takes what to_torch was given"
     )
+
+
+def _foreign(restore: Callable[..., Any], source: Any, like: Any, options: Options, inner: ToNumpy) -> Any:
+    try:
+        return restore(source, like, inner)
+    except (NdtorchError, MemoryError):
+        raise
+    except Exception as error:  # an example may be closed or deleted, and its library raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        fact = f"like= is a {type(like).__name__} that cannot serve as an example: {reason}"
+        hint = "an example whose own values can be read"
+        raise UnsupportedTypeError(options.subject, fact, hint=hint) from error
+
+
+def _inside(options: Options, to_numpy: ToNumpy, source: Any, like: Any, path: str = "") -> Any:
+    """Restore what lies inside a foreign object; without an example it becomes a plain array."""
+    try:
+        return to_numpy(source, options, path) if like is None else restore(source, like, options, to_numpy)
+    except NdtorchError as error:
+        raise error.at(path) from None
 
 
 def _structure(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> Any:
@@ -62,7 +105,7 @@ def _structure(source: Any, like: Any, options: Options, to_numpy: ToNumpy) -> A
             results.append(part)
             continue
         try:
-            results.append(restore(part, leaf, options, partial(_under, to_numpy, path)))
+            results.append(restore_whole(part, leaf, options, partial(_under, to_numpy, path)))
         except NdtorchError as error:
             raise error.at(path) from None
     return structure.rebuild(results)
@@ -99,9 +142,9 @@ def _objects(array: AnyArray, like: AnyArray) -> AnyArray:
         raise ShapeMismatchError(
             "to_numpy", "like= is an object array of another shape", expected=like.shape, got=array.shape
         )
-    stacked = array.ndim > like.ndim
+    is_object = array.ndim > like.ndim or array.dtype.kind == "O"
     for index in np.ndindex(like.shape):
-        objects[index] = array[index] if stacked else array[index].item()
+        objects[index] = array[index] if is_object else array[index].item()
     return objects
 
 

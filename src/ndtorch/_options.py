@@ -103,7 +103,7 @@ def _torch_options(
     subject = "to_torch"
     _check_choices(subject, copy, casting, dtype, float_dtype)
     _one_of(subject, "readonly", readonly, ("copy", "share", "error"))
-    _one_of(subject, "masked", masked, ("error", "split"))
+    _one_of(subject, "masked", masked, ("error", "split", "nan"))
     return Options(
         to="torch",
         dtype=None if dtype is None else _dtypes.resolve(dtype, subject=subject),

@@ -12,12 +12,15 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ._drawing import plan_html, plan_text
+from ._casting import kind_of
+from ._drawing import plan_html, plan_summary, plan_text
+from ._dtypes import BY_NAME
 from ._errors import CopyRequiredError, NdtorchError
 from ._options import Options
-from ._refusals import truncated, why_refused
+from ._refusals import truncated, why_not_assembled, why_not_filled, why_refused
 from ._spec import Spec
 from ._targets import is_same_dtype, is_text, result_type, target_dtype
+from .foreign.sparse import INDEX_PARTS
 
 Action = Literal[
     "share",  # the same memory under the other library's type
@@ -25,14 +28,17 @@ Action = Literal[
     "copy distinct",  # the same for the elements that have memory of their own, then expanded
     "map",  # a private copy-on-write mapping of the file behind a read-only memory map
     "parse",  # read Python objects into numbers first
-    "parts",  # field by field, or data and mask
+    "read",  # have a foreign object read into fresh memory first
+    "fill",  # copy the data of a masked array and put NaN where the mask is True
+    "parts",  # field by field, column by column, data and mask, values and indices
     "refuse",  # raise `error`
 ]
 
 READ_ONLY = "it is read-only"
+MOVABLE = "share_memory_() or a queue moves the tensor and leaves this array dangling (pytorch#51849)"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """What a conversion would do and why. Made by `explain`; carried out by `to_torch` and `to_numpy`.
 
@@ -73,6 +79,9 @@ class Plan:
     def __str__(self) -> str:
         return plan_text(self)
 
+    def __repr__(self) -> str:
+        return f"<plan: {plan_summary(self)}>"
+
     def _repr_html_(self) -> str:
         return plan_html(self)
 
@@ -95,12 +104,16 @@ def why_copy(spec: Spec, options: Options) -> str:
         return "its elements are Python objects"
     if spec.size == 0:
         return ""
+    if spec.unread and not (spec.form == "object" and options.to == "numpy"):
+        return spec.unread
     if spec.is_scalar:
         return "a NumPy scalar has no array memory to share"
     reason = _why_asked(spec, options) or _why_values_differ(spec, options)
-    if not reason and options.to == "torch" and spec.library == "numpy":
-        reason = _why_layout(spec) or _why_read_only(spec, options)
-    return reason
+    if reason or options.to == "numpy":
+        return reason
+    if spec.library == "numpy":
+        reason = _why_layout(spec)
+    return reason or (_why_read_only(spec, options) if spec.library == "numpy" or spec.origin else "")
 
 
 def _why_asked(spec: Spec, options: Options) -> str:
@@ -150,7 +163,10 @@ def _why_read_only(spec: Spec, options: Options) -> str:
 
 def plan(spec: Spec, options: Options) -> Plan:
     """Decide what happens to one described source."""
-    if spec.parts and spec.library != options.to and (spec.form != "masked" or options.masked == "split"):
+    if spec.form == "masked" and options.to == "torch" and options.masked == "nan":
+        return _plan_fill(spec, options)
+    has_parts = bool(spec.parts) or spec.form == "table"  # which may have no columns
+    if has_parts and spec.library != options.to and _takes_parts(spec, options):
         return _plan_parts(spec, options)
     error = why_refused(spec, options)
     if error is not None:
@@ -162,6 +178,15 @@ def plan(spec: Spec, options: Options) -> Plan:
         return Plan(spec, options, error.fact, "refuse", error=error)
     result = _planned(spec, options, reason)
     return result if options.copy is not False else refuse_copy(result)
+
+
+def _takes_parts(spec: Spec, options: Options) -> bool:
+    return spec.form != "masked" or options.masked == "split" or options.to == "numpy" or is_complete(spec)
+
+
+def is_complete(spec: Spec) -> bool:
+    """Whether a column that could miss values misses none. A masked array of NumPy is refused even then."""
+    return spec.form == "masked" and spec.library == "foreign" and not spec.nulls
 
 
 def refuse_copy(planned: Plan) -> Plan:
@@ -188,6 +213,8 @@ def _planned(spec: Spec, options: Options, reason: str) -> Plan:
     nbytes = math.prod(shape) * itemsize + _mask_nbytes(spec)
     if not reason:
         action, nbytes = "share", 0
+    elif spec.unread and reason == spec.unread:
+        action = "read"
     elif spec.form == "python" or (
         spec.form == "object" and (options.to == "torch" or target_dtype(spec, options) is not None)
     ):
@@ -218,7 +245,7 @@ def _refuse_read_only(spec: Spec, options: Options) -> Plan:
 
 
 def _notes(spec: Spec, options: Options, action: Action, dtype: str) -> tuple[str, ...]:
-    notes = []
+    notes = [*spec.notes]
     if options.to == "torch" and dtype in ("uint16", "uint32", "uint64"):
         wider = {"uint16": "int32", "uint32": "int64", "uint64": "float64"}[dtype]
         notes.append(f"torch computes little on {dtype}; dtype={wider!r} is computed on everywhere")
@@ -233,6 +260,8 @@ def _notes(spec: Spec, options: Options, action: Action, dtype: str) -> tuple[st
             "the array is read-only: "
             + ("autograd could not see a write" if spec.requires_grad else "one element stands for many")
         )
+    if action == "share" and options.to == "numpy" and spec.movable:
+        notes.append(MOVABLE)
     return tuple(notes)
 
 
@@ -244,9 +273,48 @@ def is_protected(spec: Spec) -> bool:
 def _plan_parts(spec: Spec, options: Options) -> Plan:
     leaves = {}
     for path, part in spec.parts.items():
-        leaves[path] = plan(part, options.without_dtype() if path == ".mask" else options)
-    notes = ("the mask is missing: it comes out all False",) if spec.form == "masked" and ".mask" not in leaves else ()
+        if path == ".mask" and options.masked == "error" and options.to == "torch":
+            continue  # it says nothing
+        leaves[path] = plan(part, options.without_dtype() if path.startswith(_NOT_VALUES) else options)
+    error = why_not_assembled(spec, leaves[".data"].dtype, options) if spec.form == "sparse" else None
+    if error is not None:
+        return Plan(spec, options, error.fact, "refuse", error=error)
+    notes = spec.notes
+    if spec.form == "masked" and ".mask" not in spec.parts:
+        notes += ("the mask is missing: it comes out all False",)
     return replace(plan_of_leaves(spec, options, leaves), notes=notes)
+
+
+_NOT_VALUES = (".mask", *INDEX_PARTS)  # a dtype that is asked for is not for these
+
+
+def _plan_fill(spec: Spec, options: Options) -> Plan:
+    """Missing values become NaN (NaT for time), which only copies can hold."""
+    data = spec.parts[".data"]
+    error = why_not_filled(spec, options)
+    if error is not None:
+        return Plan(spec, options, error.fact, "refuse", error=error)
+    inner = plan_filling(data, options)
+    if inner.error is not None:
+        return Plan(spec, options, inner.reason, "refuse", error=inner.error)
+    reason = "missing values become NaN, in a copy"
+    notes = spec.notes
+    if data.form == "time":
+        notes += ("a missing time is NaT, the least int64, which dtype= and like= of to_numpy give its name",)
+    filled = replace(inner, source=spec, options=options, reason=reason, action="fill", notes=notes)
+    return filled if options.copy is not False else refuse_copy(filled)
+
+
+def plan_filling(data: Spec, options: Options) -> Plan:
+    """How the values of a masked array get memory of their own, one element for each, in a dtype that has NaN."""
+    wanted = replace(options, copy=True, masked="error")
+    kind = data.dtype.kind if data.dtype is not None else data.numpy_dtype and kind_of(data.numpy_dtype)
+    if data.form != "time" and options.dtype is None and kind not in ("float", "complex"):
+        wanted = replace(wanted, dtype=options.float_dtype or BY_NAME["float64"], float_dtype=None)
+    inner = plan(data, wanted)
+    if inner.action != "copy distinct":  # one element that stands for many could not be missing in one place only
+        return inner
+    return replace(inner, action="copy", nbytes_copied=math.prod(inner.shape) * BY_NAME[inner.dtype].itemsize)
 
 
 def plan_of_leaves(spec: Spec, options: Options, leaves: Mapping[str, Plan]) -> Plan:

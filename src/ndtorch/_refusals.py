@@ -8,10 +8,11 @@ import numpy as np
 
 from ._casting import why_not_cast
 from ._dtypes import DType
-from ._errors import LossyCastError, NdtorchError, UnsupportedDtypeError, UnsupportedTypeError
+from ._errors import LossyCastError, MissingDependencyError, NdtorchError, UnsupportedDtypeError, UnsupportedTypeError
 from ._options import Options
 from ._spec import MAX_DIMS, Spec
 from ._targets import is_same_dtype, target_dtype
+from .foreign.sparse import is_scipy_installed
 
 _INT64_MAX = 2**63 - 1
 
@@ -25,7 +26,7 @@ def why_refused(spec: Spec, options: Options) -> NdtorchError | None:
         return _why_dtype_refused(spec, options)
     if spec.opaque is not None:
         fact, hint = spec.opaque
-        return UnsupportedTypeError(options.subject, f"cannot convert {spec}: {fact}", hint=hint)
+        return spec.error(options.subject, f"cannot convert {spec}: {fact}", hint=hint)
     if len(spec.view_shape) > MAX_DIMS:
         fact = f"cannot convert {spec.library} data of {len(spec.view_shape)} dimensions"
         return UnsupportedTypeError(options.subject, fact, expected=f"at most {MAX_DIMS}", got=len(spec.view_shape))
@@ -37,12 +38,44 @@ def why_refused(spec: Spec, options: Options) -> NdtorchError | None:
             got=spec.extent,
         )
     if spec.form == "masked":
-        return UnsupportedTypeError(
-            options.subject,
-            f"cannot convert {spec}: a tensor has no mask",
-            hint="masked='split' gives Masked(data, mask), array.filled(value) fills it",
-        )
+        fact = f"cannot convert {spec}: a tensor has no mask" + (f" and {spec.nulls}" if spec.nulls else "")
+        fill = "array.filled(value) fills it" if spec.library == "numpy" else "masked='nan' makes them NaN"
+        hint = f"masked='split' gives Masked(data, mask), {fill}"
+        return UnsupportedTypeError(options.subject, fact, hint=hint)
     return _why_dtype_refused(spec, options)
+
+
+def why_not_filled(spec: Spec, options: Options) -> NdtorchError | None:
+    """Make the error of ``masked="nan"`` where there is no NaN."""
+    data = spec.parts[".data"]
+    if data.form not in ("number", "foreign number", "time"):
+        fact = f"cannot make the missing values of {spec} NaN: it holds {data.form}"
+        return UnsupportedDtypeError(options.subject, fact, hint="masked='split' gives Masked(data, mask)")
+    if options.dtype is not None and options.dtype.kind not in ("float", "complex"):
+        fact = f"cannot make the missing values of {spec} NaN: dtype={options.dtype.name} has none"
+        hint = "a floating dtype, or masked='split'"
+        return UnsupportedDtypeError(options.subject, fact, hint=hint, dtype=options.dtype.name)
+    return None
+
+
+def why_not_assembled(spec: Spec, dtype: str, options: Options) -> NdtorchError | None:
+    """Make the error of sparse parts that scipy.sparse is not there to hold, or whose values it cannot compute on."""
+    if options.to == "numpy" and not is_scipy_installed():
+        fact = f"cannot convert {spec}: scipy is not installed, and NumPy has no sparse arrays"
+        return MissingDependencyError(options.subject, fact, hint="pip install scipy, or tensor.to_dense()")
+    data = spec.parts[".data"]
+    is_own = data.own_dtype is not None and data.own_dtype.name == dtype  # what is SciPy's already stays what it is
+    if options.to != "numpy" or is_own or not dtype or dtype in _COMPUTED_BY_SCIPY:
+        return None
+    hint = "dtype='float32' casts it" if data.dtype is not None and data.dtype.kind == "float" else "leave dtype= away"
+    fact = f"cannot convert {spec}: scipy.sparse does not compute on {dtype}"
+    return UnsupportedDtypeError(options.subject, fact, hint=hint, dtype=dtype)
+
+
+_COMPUTED_BY_SCIPY = {
+    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    *("float32", "float64", "complex64", "complex128", np.dtype("g").name, np.dtype("G").name),
+}
 
 
 def truncated(spec: Spec, options: Options) -> NdtorchError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,6 +14,8 @@ import torch
 from . import _bridge, _memory
 from ._casting import kind_of
 from ._dtypes import BY_TORCH, DType, from_numpy_dtype
+from ._errors import NdtorchError, UnsupportedTypeError
+from .foreign.forms import Foreign, Memory, Parts, Refused, Unread
 
 AnyArray = npt.NDArray[Any]
 
@@ -26,6 +29,9 @@ Form = Literal[
     "masked",  # data and mask, in `parts`
     "object",  # Python objects; only reading them tells what they are
     "nested",  # a tensor of tensors, in `parts`
+    "table",  # named columns, in `parts`
+    "ragged",  # arrays of different lengths, slices of the one in `parts`
+    "sparse",  # values and their indices, in `parts`
     "python",  # numbers and nested lists of numbers
     "opaque",  # a tensor whose memory cannot be read, or a dtype without a meaning here
 ]
@@ -40,7 +46,7 @@ class Spec:
     """What is known of one source before a byte of it is read.
 
     Attributes:
-        library: ``numpy``, ``torch`` or ``python``.
+        library: ``numpy``, ``torch`` or ``python``; ``foreign`` for an object of another library that is made of parts.
         form: What sort of thing its elements are.
         text: Its dtype as printed, such as ``f64`` or ``M8[ns]``.
         dtype: Row of the dtype table that its elements have in the other world, if any.
@@ -56,12 +62,18 @@ class Spec:
         device: Where it lies, in torch's words.
         mapping: The file an array is mapped from, if it is.
         requires_grad: Whether autograd follows it.
+        movable: Whether torch may give a tensor other memory and leave arrays over it dangling (pytorch#51849).
         lazy: ``conj`` or ``neg`` when a tensor's values are not yet what its memory holds.
         opaque: Why its memory cannot be read, and what to call instead.
+        error: What is raised when it is opaque.
         parts: Fields of a structured array, data and mask of a masked one, by path.
+        origin: The library that an object of another library came from, such as ``pandas``.
+        unread: Why that object has no memory to share until it is read.
+        nulls: How many of its values are missing, and where; empty where none is.
+        notes: What else the caller may want to know.
     """
 
-    library: Literal["numpy", "torch", "python"]
+    library: Literal["numpy", "torch", "python", "foreign"]
     form: Form
     text: str
     dtype: DType | None = None
@@ -77,13 +89,19 @@ class Spec:
     device: str = "cpu"
     mapping: _memory.FileMapping | None = None
     requires_grad: bool = False
+    movable: bool = False
     lazy: str = ""
     opaque: tuple[str, str] | None = None
+    error: type[NdtorchError] = UnsupportedTypeError
     parts: Mapping[str, Spec] = field(default_factory=dict)
+    origin: str = ""
+    unread: str = ""
+    nulls: str = ""
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         sizes = ",".join(map(str, self.shape))
-        return f"{self.text}[{sizes}]({self.library})"
+        return f"{self.text}[{sizes}]({self.origin or self.library})"
 
     @property
     def size(self) -> int:
@@ -129,7 +147,7 @@ class Spec:
 
 
 def describe(source: Any) -> Spec:
-    """Describe one array, tensor, number or list of numbers.
+    """Describe one array, tensor, number, list of numbers or recognised object of another library.
 
     >>> str(describe(np.zeros((3, 4))))
     'f64[3,4](numpy)'
@@ -143,7 +161,54 @@ def describe(source: Any) -> Spec:
     if isinstance(source, np.generic):
         # A NumPy scalar owns a value, not memory that could be shared.
         return _as_scalar(_describe_array(np.asarray(source)))
+    if isinstance(source, Foreign):
+        return _describe_foreign(source)
     return Spec("python", "python", type(source).__name__, shape=_list_shape(source))
+
+
+def _describe_foreign(source: Foreign) -> Spec:
+    notes = (source.note,) if source.note else ()
+    if isinstance(source, Memory):
+        spec = describe(source.array)
+        readonly = spec.readonly or source.readonly
+        return replace(spec, origin=source.library, readonly=readonly, notes=notes)
+    if isinstance(source, Unread):
+        # An array that takes no memory stands for the one to come.
+        spec = _describe_array(np.broadcast_to(np.empty((), source.dtype), source.shape))
+        return replace(_as_unread(spec, source.library, source.reason), notes=notes)
+    if isinstance(source, Parts):
+        parts = {path: describe(part) for path, part in source.parts.items()}
+        text = f"masked {parts['.data'].text}" if source.form == "masked" else source.text
+        own = parts[".data"].own_dtype if source.form == "masked" else None
+        return Spec(
+            "foreign",
+            source.form,
+            text,
+            own_dtype=own,
+            shape=source.shape,
+            parts=parts,
+            origin=source.library,
+            nulls=source.nulls,
+            notes=notes,
+        )
+    assert isinstance(source, Refused)
+    opaque = (source.fact, source.hint)
+    return Spec(
+        "foreign",
+        "opaque",
+        source.text,
+        shape=source.shape,
+        origin=source.library,
+        opaque=opaque,
+        error=source.error,
+        notes=notes,
+    )
+
+
+def _as_unread(spec: Spec, library: str, reason: str) -> Spec:
+    strides = tuple(spec.itemsize * math.prod(spec.view_shape[i + 1 :]) for i in range(len(spec.view_shape)))
+    plain = replace(spec, address=0, strides=strides, readonly=False, aligned=True, origin=library, unread=reason)
+    return replace(plain, parts={path: _as_unread(part, library, reason) for path, part in spec.parts.items()})
 
 
 def _as_scalar(spec: Spec) -> Spec:
@@ -230,7 +295,7 @@ def _form_of(dtype: np.dtype[Any]) -> tuple[Form, str, tuple[str, str] | None]:
         return (
             "opaque",
             "StringDType",
-            ("text of varying length has no tensor form", "array.astype('U') gives code points"),
+            ("text of varying length has no tensor form", "numpy.array(array.tolist()) gives text of one length"),
         )
     if dtype.kind == "V":
         hint = "array.view(dtype) says what its bytes mean, such as .view(ml_dtypes.bfloat16)"
@@ -245,7 +310,7 @@ def _form_of(dtype: np.dtype[Any]) -> tuple[Form, str, tuple[str, str] | None]:
 def _describe_tensor(tensor: torch.Tensor) -> Spec:
     row = BY_TORCH.get(tensor.dtype)
     text = row.short if row else str(tensor.dtype).removeprefix("torch.")
-    opaque = _why_opaque(tensor)
+    opaque = why_opaque(tensor)
     if opaque is None and row is None:
         opaque = (
             f"NumPy has no dtype for {tensor.dtype}",
@@ -267,7 +332,7 @@ def _describe_tensor(tensor: torch.Tensor) -> Spec:
             opaque=opaque,
         )
     assert row is not None
-    cpu = tensor.device.type == "cpu"
+    address = _bridge.const_data_ptr(tensor) if tensor.device.type == "cpu" else 0
     return Spec(
         "torch",
         "number",
@@ -277,9 +342,10 @@ def _describe_tensor(tensor: torch.Tensor) -> Spec:
         shape=shape,
         view_shape=shape,
         strides=tuple(s * row.itemsize for s in tensor.stride()),
-        address=_bridge.const_data_ptr(tensor) if cpu else 0,
+        address=address,
         device=str(tensor.device),
         requires_grad=tensor.requires_grad,
+        movable=bool(address) and _bridge.is_movable(tensor),
         lazy="conj" if tensor.is_conj() else "neg" if tensor.is_neg() else "",
     )
 
@@ -290,7 +356,7 @@ def _shape_of(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(int(n) for n in tensor.shape)
 
 
-def _why_opaque(tensor: torch.Tensor) -> tuple[str, str] | None:
+def why_opaque(tensor: torch.Tensor) -> tuple[str, str] | None:
     """Say why a tensor's memory cannot be read as an array, and what to call instead."""
     name = type(tensor).__name__
     if name == "DTensor":
@@ -300,6 +366,8 @@ def _why_opaque(tensor: torch.Tensor) -> tuple[str, str] | None:
             f"a {'fake' if name == 'FakeTensor' else 'meta'} tensor has a shape but no values",
             "torch.empty_like(tensor, device='cpu') gives it memory",
         )
+    if torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None:
+        return "FakeTensorMode lets nobody read a real tensor", "convert it outside the mode"
     if tensor.is_nested:
         return None
     if tensor.is_quantized:

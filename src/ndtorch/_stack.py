@@ -27,6 +27,7 @@ from ._errors import (
 )
 from ._options import resolve_device
 from ._spec import MAX_DIMS, describe
+from .foreign import Memory, library_of, recognise
 
 AnyArray = npt.NDArray[Any]
 
@@ -146,6 +147,12 @@ def finish(result: torch.Tensor, out: torch.Tensor | None, device: str | None) -
 
 
 def _listed(arrays: Any) -> tuple[Any, ...]:
+    if library_of(arrays) is not None:  # one call is much faster than one for each element
+        arrays = to_torch(arrays, readonly="share")
+    if isinstance(arrays, dict):
+        fact = "cannot stack a table or a dict"
+        hint = "stack(list(tensors.values()), dim=1) puts its columns side by side"
+        raise UnsupportedTypeError("stack", fact, expected="a sequence of arrays", got=type(arrays).__name__, hint=hint)
     if isinstance(arrays, torch.Tensor):
         arrays = arrays.unbind() if arrays.ndim else arrays
     try:
@@ -161,6 +168,7 @@ def _listed(arrays: Any) -> tuple[Any, ...]:
 
 def _as_arrays(sources: tuple[Any, ...], wanted: DType | None) -> tuple[AnyArray, ...]:
     """Every source as an exact NumPy array of a dtype of the table, sharing memory where it can."""
+    sources = tuple(map(_in_memory, sources))
     times = {source.dtype.newbyteorder("=") for source in sources if _is_time(source)}
     for i, source in enumerate(sources):
         if times and (len(times) > 1 or not _is_time(source)):
@@ -176,6 +184,12 @@ def _as_arrays(sources: tuple[Any, ...], wanted: DType | None) -> tuple[AnyArray
     return tuple(results)
 
 
+def _in_memory(source: Any) -> Any:
+    """The array that an object of another library is a guise of, so that its dtype is seen."""
+    taken = recognise(source)
+    return taken.array if isinstance(taken, Memory) else source
+
+
 def _is_time(source: Any) -> bool:
     return isinstance(source, np.ndarray | np.generic) and source.dtype.kind in "Mm"
 
@@ -184,11 +198,24 @@ def _as_array(source: Any, wanted: DType | None) -> AnyArray:
     if isinstance(source, np.ndarray | np.generic) and not isinstance(source, np.ma.MaskedArray):
         return _numbers_of(readable(np.asarray(source), "stack"), wanted)
     if not isinstance(source, torch.Tensor):
-        source = to_torch(source, readonly="share")
+        try:
+            source = to_torch(source, readonly="share")
+        except NdtorchError as error:
+            raise error.renamed("stack", hint=_hint_of_stack(error.hint)) from None
     if not isinstance(source, torch.Tensor):
         fact = f"cannot stack a {type(source).__name__}"
         raise UnsupportedTypeError("stack", fact, hint="ndtorch.collate stacks structures leaf by leaf")
+    if source.layout is not torch.strided:
+        fact = f"cannot stack {describe(source)}: its layout is {str(source.layout).removeprefix('torch.')}"
+        hint = "scipy.sparse.vstack(matrices), torch.stack for COO tensors, or tensor.to_dense()"
+        raise UnsupportedTypeError("stack", fact, hint=hint)
     return array_of(source, "stack")
+
+
+def _hint_of_stack(hint: str | None) -> str | None:
+    """A hint for `to_torch` that helps here: stack itself knows nothing of masks."""
+    is_masked = hint is not None and "masked=" in hint
+    return "to_torch(array, masked='nan') makes missing values NaN, in a tensor to stack" if is_masked else None
 
 
 def array_of(tensor: torch.Tensor, subject: str) -> AnyArray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from ._errors import NdtorchError, ShapeMismatchError, UnsupportedTypeError
 from ._objects import is_list_of_numbers, is_number
+from .foreign import Foreign, library_of
 
 NAMESPACE = "ndtorch"
 """optree's namespace for nodes that only ndtorch should see; nodes registered globally are seen as well."""
@@ -106,30 +108,45 @@ def map_leaves(convert: Callable[[Any, str], Any], tree: Any, subject: str, *, w
     results = []
     for position, leaf in enumerate(structure.leaves):
         try:
-            results.append(_plain(leaf, subject) if passes_through(leaf) else convert(leaf, paths[position]))
+            is_kept = passes_through(leaf)
+            results.append(kept(leaf, subject) if is_kept else convert(leaf, paths[position]))
         except NdtorchError as error:
             raise error.at(structure.paths()[position]) from None
     return structure.rebuild(results)
 
 
-def _plain(leaf: Any, subject: str) -> Any:
-    """Python's own text: a checkpoint of tensors with one NumPy object in it is refused by ``weights_only``."""
-    if subject == "to_torch" and isinstance(leaf, np.str_ | np.bytes_):
-        return leaf.item()
-    return leaf
+def kept(leaf: Any, subject: str) -> Any:
+    """What becomes of a leaf that passes through.
+
+    Python's own text, for tensors: a checkpoint with one NumPy object in it is refused by ``weights_only``.
+    """
+    return leaf.item() if subject == "to_torch" and isinstance(leaf, np.str_ | np.bytes_) else leaf
 
 
 def not_convertible(value: object, subject: str) -> UnsupportedTypeError:
     """Make the error for an object that is no array, no number and no known structure."""
     cls = type(value)
-    name = "None" if value is None else f"a {cls.__module__}.{cls.__qualname__}".replace("builtins.", "")
+    name = f"{cls.__module__}.{cls.__qualname__}".removeprefix("builtins.")
+    article = "an" if name[0].lower() in "aeiou" else "a"
     return UnsupportedTypeError(
         subject,
-        f"cannot convert {name}",
+        "cannot convert None" if value is None else f"cannot convert {article} {name}",
         expected="an array, a tensor, numbers, or a structure of them",
         got=cls.__qualname__,
-        hint="numpy.asarray(source) if it is an array, optree.register_pytree_node(...) if it is a container",
+        hint=next(hint for known, hint in _HINTS if isinstance(value, known)),
     )
+
+
+_HINTS: tuple[tuple[Any, str], ...] = (
+    (type(None), "leave it out; inside a structure None stays None"),
+    ((str, os.PathLike), "numpy.load(path) reads a file, numpy.array(text) makes text an array"),
+    (np.lib.npyio.NpzFile, "dict(source) reads its arrays"),
+    (torch.nn.Module, "module.state_dict() has its tensors"),
+    ((set, frozenset, range, Iterator), "list(source) gives it an order"),
+    (Mapping, "dict(source) is a structure"),
+    (Iterable, "list(source), if its elements are numbers or arrays"),
+    (object, "optree.register_pytree_node(...) if it is a container, numpy.asarray(source) if it is an array"),
+)
 
 
 def _is_one_array(value: object) -> bool:
@@ -137,19 +154,29 @@ def _is_one_array(value: object) -> bool:
 
 
 def _is_unknown_container(value: object) -> bool:
-    """A dataclass or a subclass of dict that nobody has registered yet."""
+    """A dataclass, a subclass of dict or a tuple with attributes that nobody has registered yet."""
     cls = type(value)
-    if cls is np.ndarray or cls is torch.Tensor or not (dataclasses.is_dataclass(cls) or isinstance(value, dict)):
+    if cls is np.ndarray or cls is torch.Tensor:
+        return False
+    if not (dataclasses.is_dataclass(cls) or isinstance(value, dict) or (isinstance(value, tuple) and _is_bunch(cls))):
+        return False
+    if isinstance(value, Foreign) or library_of(value) is not None:  # scipy's DOK matrices are dicts
         return False
     return optree.register_pytree_node.get(cls, namespace=NAMESPACE) is None
+
+
+def _is_bunch(cls: Any) -> bool:
+    """A tuple with named attributes beside its items, as scipy.stats returns: more than a named tuple."""
+    return isinstance(getattr(cls, "_extra_fields", None), tuple)
 
 
 def _register(cls: Any) -> None:
     with _register_lock:
         if optree.register_pytree_node.get(cls, namespace=NAMESPACE) is not None:
             return
-        is_dict = issubclass(cls, dict)
-        take, put = (_items_of, _with_items) if is_dict else (_fields_of, _with_fields)
+        is_dict, is_bunch = issubclass(cls, dict), issubclass(cls, tuple) and _is_bunch(cls)
+        take: Any = _items_of if is_dict else _bunch_of if is_bunch else _fields_of
+        put: Any = _with_items if is_dict else _with_bunch if is_bunch else _with_fields
         entry = optree.MappingEntry if is_dict else optree.GetAttrEntry
         optree.register_pytree_node(cls, take, put, path_entry_type=entry, namespace=NAMESPACE)
 
@@ -191,4 +218,18 @@ def _with_items(template: Any, values: Any) -> Any:
     result = copy.copy(template.container)
     for key, value in zip(template.keys, values, strict=True):
         result[key] = value
+    return result
+
+
+def _bunch_of(value: Any) -> tuple[list[Any], _Template, tuple[str, ...]]:
+    extra = tuple(name for name in value._extra_fields if name in vars(value))
+    names = (*value._fields, *extra)
+    return [*value, *(vars(value)[name] for name in extra)], _Template(value, names), names
+
+
+def _with_bunch(template: Any, values: Any) -> Any:
+    container, values = template.container, list(values)
+    count = len(container)
+    result = tuple.__new__(type(container), values[:count])
+    vars(result).update(vars(container) | dict(zip(template.keys[count:], values[count:], strict=True)))
     return result

@@ -55,8 +55,8 @@ class trace(Sequence[Record]):  # noqa: N801 - reads as a statement: `with nd.tr
 
     Memory:
         Keeps descriptions, never arrays. While any trace is open, conversions take the slower, observed path.
-        A tensor whose array was handed out must not be moved to shared memory (``share_memory_``, a queue,
-        spawned workers) while that array is in use: torch frees the old memory (pytorch#51849).
+        A tensor whose memory torch owns must not be moved to shared memory (``share_memory_``, a queue, spawned
+        workers) while an array over it is in use: torch frees the old memory (pytorch#51849).
 
     >>> import numpy as np, ndtorch as nd
     >>> with nd.trace() as seen:

@@ -22,7 +22,7 @@ from ._doctor import Report
 from ._doctor import doctor as examine
 from ._drawing import memory_word
 from ._errors import NdtorchError
-from ._plan import Plan
+from ._plan import MOVABLE, Plan
 from .files import Converted, convert_file, read
 
 _PIPE_WIDTH = 10_000  # wide enough that nothing wraps in a file or a pipe
@@ -158,7 +158,8 @@ def _memory(plan: Plan) -> str:
     """What happens to the bytes, why, and what else there is to know."""
     if plan.error is not None:
         return str(plan.error)
-    return _joined(memory_word(plan), plan.reason, *plan.notes)
+    notes = (note for note in plan.notes if note != MOVABLE)  # a command moves no tensor
+    return _joined(memory_word(plan), plan.reason, *notes)
 
 
 def _joined(*parts: str) -> str:
