@@ -9,7 +9,7 @@ CXX_SOURCES := $(filter %.cpp %.h,$(NATIVE)) $(wildcard tests/native/*.cpp)
 SOURCES := src tests examples benchmarks docs
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check fix sanitize bench clean
+.PHONY: help run test check fix sanitize fuzz bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 14
@@ -36,6 +36,10 @@ fix: .venv/built ## format, and fix what the linter can
 sanitize: ## build the kernels with the address, undefined and thread sanitizers and run them
 	tests/native/sanitize.sh address,undefined
 	tests/native/sanitize.sh thread 500
+
+SECONDS ?= 60
+fuzz: .venv/built ## read spoiled files of every format for a minute: make fuzz SECONDS=600
+	$(BIN)/python tests/fuzz_files.py --seconds $(SECONDS)
 
 bench: .venv/built ## measure against the peers
 	$(PIP) install -c constraints.txt --group bench

@@ -1,8 +1,9 @@
 """Measure ndtorch beside its peers and the limit: the table, how cost grows with size, and both as pictures.
 
 ``python benchmarks/bench.py`` prints the table. ``--json FILE`` writes all figures, ``--growth`` measures 64 B to
-1 GiB on one and two threads as well, ``--pictures`` draws docs/speed.svg and docs/growth.svg, ``--readme`` puts the
-table into the README. ``--from FILE`` takes the figures of an earlier ``--json`` instead of measuring.
+1 GiB on one and two threads as well, ``--files`` measures the rows of files
+alone, ``--memory`` what converting a file of 8 GB takes, ``--pictures`` draws docs/speed.svg and docs/growth.svg,
+``--readme`` puts the table into the README. ``--from FILE`` takes the figures of an earlier ``--json`` instead.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 
 from ndtorch import _bench
-from ndtorch._bench import LIMIT, Row
+from ndtorch._bench import DISK, LIMIT, Row
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- speed table: begin -->", "<!-- speed table: end -->"
@@ -26,10 +27,10 @@ THREADS = (1, 2)
 IMPORT_REACH = 0.15  # seconds
 
 
-def measured(*, with_growth: bool) -> dict[str, Any]:
+def measured(*, with_growth: bool, only_files: bool = False) -> dict[str, Any]:
     """Every figure, as JSON holds it."""
     figures: dict[str, Any] = {"machine": _bench.machine(), "rows": [], "growth": [], "import": _bench.import_seconds()}
-    for row in _bench.table():
+    for row in _bench.file_table() if only_files else _bench.table():
         sys.stderr.write(line_of(row) + "\n")
         figures["rows"].append(asdict(row))
     if with_growth:
@@ -50,6 +51,13 @@ def measured_growth():
         torch.set_num_threads(before)
 
 
+def print_memory(nbytes: int) -> None:
+    for name in _bench.CONVERSIONS:
+        peak = _bench.peak_bytes(name, nbytes)
+        shown = "the disk is too full" if peak is None else f"{peak >> 20} MB of memory"
+        sys.stdout.write(f"{name}, {nbytes >> 20} MiB: {shown}\n")
+
+
 def line_of(row: Row) -> str:
     peers = ", ".join(f"{row.ratio(name):.2f} of {name} ({duration(t)})" for name, t in row.peers.items())
     return f"{row.work}: {duration(row.ours)}; {peers}"
@@ -66,7 +74,7 @@ def markdown(figures: dict[str, Any]) -> str:
     lines = ["| work | ours | against | theirs | ratio | reach |", "| --- | --- | --- | --- | --- | --- |"]
     for row in (Row(**row) for row in figures["rows"]):
         for i, (peer, theirs) in enumerate(row.peers.items()):
-            shown = "the limit" if peer == LIMIT else f"`{peer}`"
+            shown = {LIMIT: "the limit", DISK: "the disk: write + fsync"}.get(peer, f"`{peer}`")
             reach = f"{row.reach[peer]:.2f}" if peer in row.reach else ""
             ours = (row.work, duration(row.ours)) if i == 0 else ("", "")
             cells = (*ours, shown, duration(theirs), f"{row.ratio(peer):.2f}", reach)
@@ -80,13 +88,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--from", type=Path, dest="source")
-    for flag in ("--growth", "--pictures", "--readme"):
+    for flag in ("--files", "--memory", "--growth", "--pictures", "--readme"):
         parser.add_argument(flag, action="store_true")
     arguments = parser.parse_args()
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)  # before minutes of measuring, not after
+    if arguments.memory:
+        print_memory(8 << 30)
+        return
     known = arguments.source
-    figures = json.loads(known.read_text()) if known else measured(with_growth=arguments.growth)
+    figures = (
+        json.loads(known.read_text()) if known else measured(with_growth=arguments.growth, only_files=arguments.files)
+    )
     text = markdown(figures)
     sys.stdout.write(f"{figures['machine']}\n\n{text}\n")
     if arguments.json:

@@ -1,4 +1,4 @@
-"""Convert the shipped digits to tensors, to .safetensors and back, and verify every byte of the round trip.
+"""Convert the shipped digits to tensors, through every file format of two libraries and back, and verify every byte.
 
 ``python examples/convert_digits.py [FOLDER]`` writes its files to FOLDER, or to ``out``.
 """
@@ -14,7 +14,6 @@ import numpy as np
 import safetensors.numpy
 
 import ndtorch as nd
-from ndtorch.files import convert_file
 
 DIGITS = Path(__file__).parent / "data" / "digits.npz"
 Arrays = Mapping[str, np.ndarray[Any, Any]]
@@ -29,15 +28,17 @@ def main(folder: Path) -> None:
     print(f"{DIGITS.name}: {', '.join(f'{name} {a.dtype}{list(a.shape)}' for name, a in digits.items())}\n")
     print_table(("call", "memory", "bytes", "why not shared"), conversions(digits, mapped))
 
-    as_tensors, back = folder / "digits.safetensors", folder / "digits.npz"
     print()
-    for source, target in ((DIGITS, as_tensors), (as_tensors, back)):
-        converted = convert_file(source, target, overwrite=True)
-        memory = ", ".join(f"{c.name} {'shared' if c.plan.shares else f'copied: {c.plan.reason}'}" for c in converted)
-        print(f"wrote {target} ({target.stat().st_size:,} bytes; {memory})")
+    source = DIGITS
+    for name in ("digits.safetensors", "digits.pt", "digits.npz"):
+        target = folder / name
+        converted = nd.convert_file(source, target, overwrite=True, verify=True)
+        print(f"wrote {target}: {target.stat().st_size:,} bytes, {', '.join(c.name for c in converted)}")
+        verify(digits, nd.to_numpy(nd.read(target)), where=target)
+        source = target
 
-    verify(digits, safetensors.numpy.load_file(as_tensors), where=as_tensors)
-    verify(digits, load(back), where=back)
+    verify(digits, safetensors.numpy.load_file(folder / "digits.safetensors"), where=folder / "digits.safetensors")
+    verify(digits, load(folder / "digits.npz"), where=folder / "digits.npz")
     nbytes = sum(array.nbytes for array in digits.values())
     print(f"verified: {len(digits)} arrays, {nbytes:,} bytes identical after the round trip")
 

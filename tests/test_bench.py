@@ -48,6 +48,31 @@ def test_all_sides_of_a_work_have_the_same_result(work: Work) -> None:
         assert type(ours) is type(theirs), peer
 
 
+def test_all_sides_of_a_work_on_files_have_the_same_result(tmp_path: Path) -> None:
+    for name, works in (("reads", _bench.reads(4096, tmp_path)), ("small", _bench.small_files(3, tmp_path / "many"))):
+        (tmp_path / "many").mkdir(exist_ok=True)
+        for work in works:
+            assert set(work.reach) <= set(work.peers), name
+            for side in work.peers.values():
+                assert_same(work.ours(), side())
+
+
+def test_sides_that_write_leave_nothing_behind(tmp_path: Path) -> None:
+    names = []
+    for work in _bench.writes(1 << 16, tmp_path):
+        for side in (work.ours, *work.peers.values()):
+            side()
+        names.append(work.name)
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["columns.npy", "x.npy"]
+    assert len(set(names)) == 3
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is told by /proc alone")
+def test_peak_memory_is_measured() -> None:
+    peak = _bench.peak_bytes("npy to npz", 1 << 22)
+    assert peak is None or 0 <= peak < 1 << 30
+
+
 def test_medians_are_those_of_turns() -> None:
     order: list[str] = []
     clock = itertools.count()

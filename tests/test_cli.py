@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +15,9 @@ import torch
 from typer.testing import CliRunner, Result
 
 import ndtorch as nd
-from ndtorch import cli
+from ndtorch import _bench, _convert_many, _doctor, _read, cli
 from ndtorch._doctor import Check, Report
-from ndtorch.files import read, write
+from ndtorch.commands.printing import in_options
 
 
 def run(*arguments: object) -> Result:
@@ -38,68 +37,65 @@ def ndtorch(*arguments: object, **environment: str) -> subprocess.CompletedProce
 @pytest.fixture
 def arrays(tmp_path: Path) -> Path:
     x = np.arange(12.0).reshape(3, 4)
-    np.savez(tmp_path / "a.npz", plain=x, swapped=x.astype(">f8"), fortran=np.asfortranarray(x), small=np.uint16([1]))
-    return tmp_path / "a.npz"
-
-
-def test_convert_prints_what_became_of_each_array(arrays, tmp_path):
-    result = run("convert", arrays, tmp_path / "a.safetensors")
-    assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == (
-        "array    from             to            bytes  memory\n"
-        "plain    f64[3,4](numpy)  float64[3,4]     96  shared\n"
-        "swapped  f64[3,4](numpy)  float64[3,4]     96  copied: 96 bytes; its bytes are in the other order\n"
-        "fortran  f64[3,4](numpy)  float64[3,4]     96  shared; laid out row by row in the file\n"
-        "small    u16[1](numpy)    uint16[1]         2  shared; torch computes little on uint16; dtype='int32' is "
-        "computed on everywhere\n"
-    )
-    assert read(tmp_path / "a.safetensors")["fortran"].tolist() == np.arange(12.0).reshape(3, 4).tolist()
-
-
-def test_convert_takes_the_options_of_convert_file(arrays, tmp_path):
-    target = tmp_path / "b.npz"
-    target.write_bytes(b"old")
-    result = run("convert", arrays, target, "--float-dtype", "float32", "--casting", "exact", "--overwrite")
-    assert result.exit_code == 0, result.stderr
-    assert [x.dtype.name for x in read(target).values()] == ["float32", "float32", "float32", "uint16"]
-    assert run("convert", arrays, target, "--overwrite", "--dtype", "float16").exit_code == 0
-    assert {x.dtype.name for x in read(target).values()} == {"float16"}
+    nd.write(tmp_path / "a.safetensors", {"plain": x, "half": x.astype("f2"), "small": np.uint16([1])})
+    return tmp_path / "a.safetensors"
 
 
 def test_explain_names_memory_and_reason(arrays):
     result = run("explain", arrays)
-    assert result.exit_code == 0
+    assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
-    assert lines[0] == "array    from             to            memory"
-    assert lines[2] == "swapped  f64[3,4](numpy)  float64[3,4]  copied: 96 bytes; its bytes are in the other order"
+    assert lines[0].split() == ["array", "from", "to", "memory"]
+    rows = {line.split()[0]: line for line in lines[1:]}
+    assert rows["plain"].split(maxsplit=3)[1:] == [
+        "f64[3,4](file)",
+        "float64[3,4]",
+        "copied: 96 bytes; its values are in a file",
+    ]
+    assert rows["small"].endswith("--dtype int32 is computed on everywhere")
 
 
-def test_explain_of_npy_plans_a_private_mapping(tmp_path):
+def test_explain_takes_the_casts_of_a_conversion(arrays):
+    rows = run("explain", arrays, "--float-dtype", "bfloat16").stdout
+    assert "bfloat16[3,4]" in rows
+    assert "uint16[1]" in rows
+    refused = run("explain", arrays, "--dtype", "uint8", "--casting", "safe").stdout
+    assert "float64 to uint8 is not a safe cast" in refused
+    assert "--casting unsafe insists" in refused
+
+
+def test_explain_takes_name_and_format(tmp_path):
     np.save(tmp_path / "x.npy", np.ones(3))
-    result = run("explain", tmp_path / "x.npy")
-    assert "private mapping, nothing copied until written; it is read-only" in result.stdout
+    (tmp_path / "x.npy").rename(tmp_path / "x.bin")
+    result = run("explain", tmp_path / "x.bin", "--from", "npy", "--name", "weights")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines()[1].startswith("weights  f64[3](file)")
+    result = run("explain", tmp_path / "x.bin", "--from", "numpy")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("ndtorch: --from numpy is no format; npy, npz, safetensors")
 
 
 def test_explain_takes_the_direction(tmp_path):
-    write(tmp_path / "a.safetensors", {"x": torch.ones(2, dtype=torch.bfloat16)})
+    nd.write(tmp_path / "a.safetensors", {"x": torch.ones(2, dtype=torch.bfloat16)})
     result = run("explain", tmp_path / "a.safetensors", "--to", "numpy")
-    assert "x      bf16[2](torch)  bfloat16[2]  shared\n" in result.stdout
+    assert "x      bf16[2](file)  bfloat16[2]  copied: 4 bytes" in result.stdout
     result = run("explain", tmp_path / "a.safetensors", "--to", "jax")
     assert result.exit_code == 1
-    assert result.stderr == "ndtorch: explain: to='jax' has no meaning; expected 'torch' or 'numpy', got 'jax'.\n"
+    assert result.stderr == "ndtorch: to='jax' has no meaning; expected 'torch' or 'numpy', got 'jax'.\n"
 
 
 def test_explain_shows_refusals_and_fields_as_rows(tmp_path):
-    np.savez(tmp_path / "a.npz", long=np.longdouble([1]), record=np.zeros(2, [("x", "f4"), ("y", "i8")]))
-    result = run("explain", tmp_path / "a.npz")
-    assert result.exit_code == 0
-    assert re.search(r"^long .* -  +to_torch: cannot convert .*torch has no", result.stdout, re.M)
-    assert re.search(r"^record +struct\[2\]\(numpy\) +2 fields", result.stdout, re.M)
+    np.save(tmp_path / "long.npy", np.longdouble([1]))
+    np.save(tmp_path / "record.npy", np.zeros(2, [("x", "f4"), ("y", "i8")]))
+    long, record = run("explain", tmp_path / "long.npy"), run("explain", tmp_path / "record.npy")
+    assert (long.exit_code, record.exit_code) == (0, 0)
+    assert re.search(r"^long .* -  +to_torch: cannot convert .*torch has no", long.stdout, re.M)
+    assert re.search(r"^record +struct\[2\]\(file\) +2 fields", record.stdout, re.M)
 
 
 @pytest.mark.parametrize("report", [Report((Check("x", "ok", "1"),)), Report((Check("x", "fail", "1", "do [b]this"),))])
 def test_doctor_exits_with_its_verdict(report, monkeypatch):
-    monkeypatch.setattr(cli, "examine", lambda: report)
+    monkeypatch.setattr(_doctor, "doctor", lambda: report)
     result = run("doctor")
     assert result.exit_code == (0 if report.ok else 1)
     assert result.stdout == ("ok  x  1\n" if report.ok else "fail  x  1\n         Hint: do [b]this\n")
@@ -113,54 +109,100 @@ def test_version_and_help():
         assert re.search(rf"^  {command} ", result.stdout, re.M)
 
 
+@pytest.mark.parametrize("words", ["--version", "--help", "convert --help"])
+def test_what_needs_no_arrays_imports_no_torch(words):
+    code = (
+        f"import sys; sys.argv[1:] = {words.split()}\n"
+        "from ndtorch.cli import main\n"
+        "try: main()\n"
+        "finally: print({'torch', 'rich'} & set(sys.modules))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.stdout.endswith("set()\n"), result.stdout + result.stderr
+
+
 # --- errors
 
 
 def test_an_error_is_one_line_with_hint_and_without_traceback(arrays):
     result = run("convert", arrays, arrays.with_suffix(".txt"))
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert result.stderr == (
-        f"ndtorch: convert_file: '{arrays.with_suffix('.txt')}' has an unknown suffix, '.txt'. "
-        "Hint: known formats are .npy, .npz, .safetensors.\n"
-    )
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"ndtorch: '{arrays.with_suffix('.txt')}' has none of the suffixes .npy, ")
+    assert result.stderr.endswith("Hint: --to names the format of what is written into it.\n")
+    assert result.stderr.count("\n") == 1
 
 
 def test_the_failing_array_is_in_the_line(arrays, tmp_path):
-    result = run("convert", arrays, tmp_path / "b.npz", "--dtype", "int8")
+    result = run("convert", arrays, tmp_path / "b.safetensors", "--dtype", "int8", "--casting", "safe")
     assert result.exit_code == 1
-    assert result.stderr.endswith(" (at source['plain'])\n")
-    assert result.stderr.count("\n") == 1
+    assert " (at array 'plain')\n" in result.stderr
+    assert result.stderr.count("\n") == 3  # one for each array
 
 
 def test_an_error_of_the_system_is_one_line(arrays, tmp_path, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", "a.npz")
 
-    monkeypatch.setattr(cli, "convert_file", refuse)
-    result = run("convert", arrays, tmp_path / "b.npz")
+    monkeypatch.setattr(_convert_many, "write_prepared", refuse)
+    result = run("convert", arrays, tmp_path / "b.safetensors")
     assert (result.exit_code, result.stderr) == (1, "ndtorch: a.npz: Permission denied\n")
 
 
 @pytest.mark.parametrize("error", [OSError("odd"), MemoryError("no 9 GiB"), MemoryError()])
-def test_errors_without_a_number_are_one_line_too(error, arrays, tmp_path, monkeypatch):
+def test_errors_without_a_number_are_one_line_too(error, arrays, monkeypatch):
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "convert_file", refuse)
-    result = run("convert", arrays, tmp_path / "b.npz")
+    monkeypatch.setattr(_read, "read", refuse)
+    result = run("explain", arrays)
     assert (result.exit_code, result.stderr) == (1, f"ndtorch: {str(error) or 'MemoryError'}\n")
 
 
-def test_debug_shows_the_traceback(arrays):
-    result = ndtorch("--debug", "explain", arrays.with_name("none.npz"))
+@pytest.mark.parametrize("words", [("explain",), ("convert", "out.npy")])
+def test_debug_shows_the_traceback(words, arrays):
+    command, *others = words
+    result = ndtorch("--debug", command, arrays.with_name("none.npz"), *(arrays.with_name(each) for each in others))
     assert result.returncode == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
     assert "ndtorch.FormatError: read: " in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("python", "options"),
+    [
+        ("overwrite=True (--overwrite) replaces it", "--overwrite replaces it"),
+        ("format= (--from, --to) names one", "--from or --to names one"),
+        ("dtype= (--dtype) casts it", "--dtype casts it"),
+        ("float_dtype='float32' makes it", "--float-dtype float32 makes it"),
+        ("casting='same_kind' or 'unsafe' accepts", "--casting same_kind or unsafe accepts"),
+        ("'x.npy' is .npy, name='y' (really)", "'x.npy' is .npy, --name y (really)"),
+        ("masked='split' gives", "masked='split' gives"),
+    ],
+)
+def test_hints_are_in_the_words_of_the_command_line(python, options):
+    assert in_options(python) == options
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--dtype", "float99"), r"--dtype float99 is not a dtype; bool, uint8, .* are"),
+        (("--float-dtype", "int8"), r"--float-dtype int8 is not a floating dtype; .* are\. Hint: --dtype casts to any"),
+        (("--float-dtype", "x"), r"--float-dtype x is not a floating dtype; .* are"),
+        (("--casting", "gently"), r"--casting gently is no rule; no, equiv, safe, same_kind, unsafe, exact are"),
+        (("--dtype", "f4", "--float-dtype", "f4"), r"--dtype f4 and --float-dtype f4 were both given\. Hint: .*"),
+    ],
+)
+@pytest.mark.parametrize("command", ["convert", "explain"])
+def test_an_option_that_says_nothing_is_refused_in_one_line(command, words, message, arrays):
+    targets = (arrays.with_name("b.npz"),) if command == "convert" else ()
+    result = run(command, arrays, *targets, *words)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert re.fullmatch(rf"ndtorch: {message}\.\n", result.stderr)
+
+
 def test_a_bug_shows_its_traceback(arrays, monkeypatch):
-    monkeypatch.setattr(cli, "read", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(_read, "read", lambda *_, **__: 1 / 0)
     assert isinstance(run("explain", arrays).exception, ZeroDivisionError)
 
 
@@ -172,10 +214,10 @@ def test_wrong_usage_exits_2(arguments):
 
 
 def test_bench_prints_a_table_or_json(monkeypatch):
-    row = cli.Row("a copy", 64, 1e-6, {"torch.tensor": 2e-6, cli.LIMIT: 5e-3}, {"torch.tensor": 0.5})
-    monkeypatch.setattr(cli, "measured", lambda *, short: iter([row] if short else []))
+    row = _bench.Row("a copy", 64, 1e-6, {"torch.tensor": 2e-6, _bench.LIMIT: 5e-3}, {"torch.tensor": 0.5})
+    monkeypatch.setattr(_bench, "table", lambda *, short: iter([row] if short else []))
     lines = run("bench").stdout.splitlines()
-    assert lines[0] == cli.machine()
+    assert lines[0] == _bench.machine()
     assert lines[2].split() == ["a", "copy", "1", "us", "torch.tensor", "2", "us", "0.50"]
     assert lines[3].split() == ["the", "limit", "5", "ms", "0.00"]
     figures = json.loads(run("bench", "--json").stdout)
@@ -186,29 +228,8 @@ def test_an_interrupt_exits_130(arrays, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "read", interrupt)
+    monkeypatch.setattr(_read, "read", interrupt)
     assert run("explain", arrays).exit_code == 130
-
-
-def test_a_real_interrupt_leaves_the_old_file_and_exits_130(arrays, tmp_path):
-    target = tmp_path / "b.npz"
-    target.write_bytes(b"old")
-    code = (
-        "import os, signal, numpy as np\n"
-        "from ndtorch.cli import main\n"
-        "np.lib.format.write_array = lambda *_, **__: os.kill(os.getpid(), signal.SIGINT)\n"
-        "main()\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, "convert", str(arrays), str(target), "--overwrite"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 128 + signal.SIGINT
-    assert result.stderr == ""
-    assert target.read_bytes() == b"old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "b.npz"]
 
 
 # --- what is printed
@@ -219,29 +240,29 @@ ODD = {"[red]x[/red]": r"[red]x[/red]", "a\nb": r"a\nb", "\x1b[31mx": r"\x1b[31m
 
 @pytest.mark.parametrize("name", ODD)
 def test_names_are_printed_as_they_are_or_escaped(name, tmp_path):
-    write(tmp_path / "a.npz", {name: np.array(["a"])})
-    shown = run("explain", tmp_path / "a.npz").stdout.splitlines()
+    nd.write(tmp_path / "a.safetensors", {name: np.array([1.0])})
+    shown = run("explain", tmp_path / "a.safetensors").stdout.splitlines()
     assert len(shown) == 2
     assert shown[1].startswith(f"{ODD[name]} ")
-    refused = run("convert", tmp_path / "a.npz", tmp_path / "a.safetensors")
+    refused = run("convert", tmp_path / "a.safetensors", tmp_path / "b.safetensors", "--dtype", "M8[s]")
     assert refused.exit_code == 1
     assert refused.stderr.count("\n") == 1
     assert "\x1b" not in refused.stderr
 
 
 def test_a_pipe_gets_long_lines_unwrapped_and_no_control_codes(tmp_path):
-    name = "layer with a long name/" * 20
-    write(tmp_path / "a.npz", {name: np.ones(2)})
+    name = "/".join(["layer with a long name"] * 20)
+    nd.write(tmp_path / "a.safetensors", {name: np.ones(2)})
     for environment in ({}, {"COLUMNS": "40"}, {"TERM": "dumb"}, {"TERM": "xterm-256color"}):
-        result = ndtorch("explain", tmp_path / "a.npz", **environment)
-        assert result.stdout.splitlines()[1].startswith(f"{name}  f64[2](numpy)")
+        result = ndtorch("explain", tmp_path / "a.safetensors", **environment)
+        assert result.stdout.splitlines()[1].startswith(f"{name}  f64[2](file)")
         assert "\x1b" not in result.stdout
         assert not any(line.endswith(" ") for line in result.stdout.splitlines())
 
 
 def test_an_output_that_knows_no_unicode_gets_escapes(tmp_path):
-    write(tmp_path / "a.npz", {"é": np.ones(2)})
-    result = ndtorch("explain", tmp_path / "a.npz", PYTHONIOENCODING="ascii")
+    nd.write(tmp_path / "a.safetensors", {"é": np.ones(2)})
+    result = ndtorch("explain", tmp_path / "a.safetensors", PYTHONIOENCODING="ascii")
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[1].startswith(r"\xe9 ")
     result = ndtorch("explain", tmp_path / "ü.npz", PYTHONIOENCODING="ascii")
@@ -259,6 +280,9 @@ def test_the_module_and_the_entry_point_run_end_to_end(tmp_path):
     assert ndtorch("convert", tmp_path / "x.npy", tmp_path / "x.safetensors").returncode == 0
     result = ndtorch("convert", tmp_path / "x.npy", tmp_path / "x.safetensors")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("ndtorch: convert_file: ")
+    assert (
+        result.stderr
+        == f"ndtorch: '{tmp_path / 'x.safetensors'}' exists. Hint: --overwrite replaces it, all or nothing.\n"
+    )
     assert ndtorch("doctor").returncode == 0
     assert callable(cli.main)

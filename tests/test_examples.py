@@ -42,7 +42,8 @@ def test_convert_digits_runs_twice_in_a_row_and_says_the_same(tmp_path):
     assert (second.returncode, second.stderr) == (0, "")
     assert first.stdout == second.stdout
     assert first.stdout.endswith("verified: 2 arrays, 129,384 bytes identical after the round trip\n")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"images.npy", "digits.safetensors", "digits.npz"}
+    names = {"images.npy", "digits.safetensors", "digits.pt", "digits.npz"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
 
 
 def test_convert_digits_shows_what_was_shared_what_was_copied_and_why(tmp_path):

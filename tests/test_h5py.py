@@ -343,7 +343,7 @@ def test_group_that_contains_itself_is_refused(file: Any, name: str) -> None:
 
 
 def test_group_with_more_paths_than_memory_is_refused(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ndtorch.foreign.h5py._MAX_MEMBERS", 100)
+    monkeypatch.setattr("ndtorch.foreign.h5py.MAX_MEMBERS", 100)
     inner = file.create_group("bottom")
     for level in range(20):
         outer = file.create_group(f"level{level}")

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import ndtorch as nd
+from ndtorch._report.page import ASSETS
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "ndtorch"
@@ -28,7 +29,39 @@ ORDER = (
     "ndtorch._native",
     "ndtorch._errors",
     "ndtorch._dtypes",
+    "ndtorch._torch_dtypes",
     "ndtorch._memory",
+    "ndtorch.files.storage",
+    "ndtorch.files.arrays",
+    "ndtorch.files.items",
+    "ndtorch.files.output",
+    "ndtorch.files.names",
+    "ndtorch.files.atomic",
+    "ndtorch.files.archive",
+    "ndtorch.files.npy",
+    "ndtorch.files.npz",
+    "ndtorch.files.torch_pickle",
+    "ndtorch.files.torch_file",
+    "ndtorch.files.safetensors",
+    "ndtorch.files.pictures",
+    "ndtorch.files.folders",
+    "ndtorch.files.remote",
+    "ndtorch.files.upload",
+    "ndtorch.files.chunks",
+    "ndtorch.files.hdf5_types",
+    "ndtorch.files.hdf5_datasets",
+    "ndtorch.files.hdf5",
+    "ndtorch.files.zarr_stores",
+    "ndtorch.files.zarr_arrays",
+    "ndtorch.files.zarr",
+    "ndtorch.files",
+    "ndtorch.files.target",
+    "ndtorch._drawing",
+    "ndtorch._statistics",
+    "ndtorch._inspect",
+    "ndtorch._report.sample",
+    "ndtorch._report.page",
+    "ndtorch._report",
     "ndtorch._bridge",
     "ndtorch._casting",
     "ndtorch._options",
@@ -50,19 +83,22 @@ ORDER = (
     "ndtorch.foreign.awkward",
     "ndtorch.foreign.tensorflow",
     "ndtorch.foreign.zarr",
+    "ndtorch.foreign.lazy",
     "ndtorch.foreign",
     "ndtorch._structures",
     "ndtorch._spec",
     "ndtorch._plain",
     "ndtorch._targets",
     "ndtorch._refusals",
-    "ndtorch._drawing",
     "ndtorch._plan",
     "ndtorch._trace",
     "ndtorch._compact",
     "ndtorch._act",
     "ndtorch._like",
     "ndtorch._convert",
+    "ndtorch._read",
+    "ndtorch._file_rows",
+    "ndtorch._write",
     "ndtorch._stack",
     "ndtorch._collate",
     "ndtorch._images",
@@ -74,11 +110,19 @@ ORDER = (
     "ndtorch._compile",
     "ndtorch._bench",
     "ndtorch._doctor",
-    "ndtorch.files.npy",
-    "ndtorch.files.npz",
-    "ndtorch.files.safetensors",
-    "ndtorch.files",
+    "ndtorch._pairs",
+    "ndtorch._convert_many",
+    "ndtorch._api",
     "ndtorch",
+    "ndtorch.commands.printing",
+    "ndtorch.commands.options",
+    "ndtorch.commands.progress",
+    "ndtorch.commands.results",
+    "ndtorch.commands.convert",
+    "ndtorch.commands.explain",
+    "ndtorch.commands.look",
+    "ndtorch.commands.machine",
+    "ndtorch.commands",
     "ndtorch.cli",
     "ndtorch.__main__",
 )
@@ -86,6 +130,7 @@ ORDER = (
 # Imports against the order, each with its reason.
 EXCEPTIONS = {
     ("ndtorch._drawing", "ndtorch._plan"): "a type, under TYPE_CHECKING",
+    ("ndtorch.foreign", "ndtorch._read"): "a name in the registry, looked up in sys.modules",
 }
 
 FOREIGN = (
@@ -229,7 +274,7 @@ def test_import_brings_in_nothing_but_the_dependencies_and_the_standard_library(
     for library in FOREIGN:
         (tmp_path / f"{library}.py").touch()  # there to be imported, if anyone tried
     code = """
-import sys, numpy, torch, ml_dtypes, optree
+import sys, numpy, torch, isal.isal_zlib, ml_dtypes, optree
 before = set(sys.modules)
 import ndtorch
 print(*{name.partition(".")[0] for name in sys.modules} - {name.partition(".")[0] for name in before})
@@ -239,8 +284,41 @@ print(*{name.partition(".")[0] for name in sys.modules} - {name.partition(".")[0
 
 
 def test_import_brings_in_no_foreign_library_and_no_command_line():
-    loaded = set(run_python("import sys, ndtorch; print(*sys.modules)").split())
+    loaded = set(run_python("import sys, torch, ndtorch; print(*sys.modules)").split())
     assert loaded.isdisjoint({*FOREIGN, "typer", "rich", "safetensors", "ndtorch.cli"})
+
+
+def test_no_module_of_files_brings_in_torch_or_a_library_of_one_format():
+    modules = [name for name in MODULES if name.startswith("ndtorch.files")]
+    code = f"import sys, ndtorch; before = {{*sys.modules}}; import {', '.join(modules)}; print(*sys.modules)"
+    loaded = set(run_python(code).split())
+    assert {*modules} <= loaded
+    assert loaded.isdisjoint({"torch", *FOREIGN, "fsspec", "safetensors"})
+
+
+def test_looking_into_a_file_brings_in_no_torch(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones(2))
+    code = f"import sys, ndtorch; ndtorch.files.open_file({str(tmp_path / 'a.npy')!r}); print('torch' in sys.modules)"
+    assert run_python(f"import ndtorch.files; {code}") == "False\n"
+    code = f"import sys, ndtorch as nd; nd.inspect({str(tmp_path / 'a.npy')!r}); print('torch' in sys.modules)"
+    assert run_python(code) == "False\n"
+
+
+def names_imported_from(module: str, tree: ast.AST) -> set[str]:
+    found = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == module)
+    return {alias.name for node in found for alias in node.names}
+
+
+def test_the_lists_of_public_names_agree():
+    tree = ast.parse(MODULES["ndtorch"].read_text())
+    (checked,) = (
+        node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+    )
+    api = importlib.import_module("ndtorch._api").__all__
+    assert api == sorted(api)
+    assert names_imported_from("_api", checked) == set(api)
+    others = (node for part in (tree, checked) for node in part.body if isinstance(node, ast.ImportFrom))
+    assert set(nd.__all__) == {alias.name for node in others for alias in node.names}
 
 
 def test_import_does_not_warn_in_either_setting_of_the_bridge():
@@ -268,6 +346,7 @@ def test_wheel_has_the_package_and_nothing_else(wheel):
     metadata = {name for name in names if name.startswith(f"ndtorch-{nd.__version__}.dist-info/")}
     suffix = sysconfig.get_config_var("EXT_SUFFIX")
     expected = {f"ndtorch/{path.relative_to(SOURCE).as_posix()}" for path in MODULES.values()}
+    expected |= {f"ndtorch/_report/{name}" for name in ASSETS}
     assert package == {*expected, "ndtorch/py.typed", "ndtorch/_native.pyi", f"ndtorch/_native{suffix}"}
     assert {name.rpartition("/")[2] for name in metadata} >= {"METADATA", "RECORD", "LICENSE", "entry_points.txt"}
     assert package | metadata == set(names)

@@ -27,7 +27,6 @@ from torch.utils.data import default_collate
 from upstream import alone, printed, still, still_refused
 
 import ndtorch as nd
-from ndtorch import files
 
 needs_cuda = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 CRASHES = {-signal.SIGSEGV, -signal.SIGBUS}
@@ -776,7 +775,7 @@ def test_transposed_array_reaches_a_safetensors_file_as_it_is(tmp_path: Path) ->
     np.savez(tmp_path / "many.npz", transposed=array, every_other=np.arange(6)[::2], cube=np.ones((2, 3, 4)).T)
     for name in ("x.npy", "many.npz"):
         target = tmp_path / "out.safetensors"
-        files.convert_file(tmp_path / name, target, overwrite=True)
+        nd.convert_file(tmp_path / name, target, overwrite=True)
         loaded = np.load(tmp_path / name)
         expected = {"x": loaded} if name == "x.npy" else dict(loaded)
         found = safetensors.numpy.load_file(target)
@@ -788,11 +787,27 @@ def test_transposed_array_reaches_a_safetensors_file_as_it_is(tmp_path: Path) ->
 def test_reversed_array_reaches_a_safetensors_file_as_it_is(tmp_path: Path) -> None:
     """safetensors#825: the library would read outside a reversed array, so the trap itself is not run here."""
     arrays = {"reversed": np.arange(6)[::-1], "expanded": np.broadcast_to(np.float32(3), (2, 2))}
-    files.write(tmp_path / "a.safetensors", arrays | {"transposed": torch.arange(6).reshape(2, 3).T})
+    nd.write(tmp_path / "a.safetensors", arrays | {"transposed": torch.arange(6).reshape(2, 3).T})
     found = safetensors.numpy.load_file(tmp_path / "a.safetensors")
     assert_same(found["reversed"], np.array([5, 4, 3, 2, 1, 0]))
     assert_same(found["expanded"], np.full((2, 2), 3, np.float32))
     assert_same(found["transposed"], np.array([[0, 3], [1, 4], [2, 5]]))
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(tmp_path: Path) -> None:
+    """`torch.save` writes checksums that `torch.load` never looks at."""
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.full((1000,), 7.0)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(np.full(1000, 7, np.float32).tobytes()) + 2000] ^= 1
+    path.write_bytes(data)
+    loaded = torch.load(path, weights_only=True)["w"]
+    still(not bool((loaded == 7).all()), "the checkpoint trap", "a flipped bit is loaded without a word")
+
+    array = nd.read(path)["w"]
+    for whole in (lambda: array[...], lambda: nd.to_torch(array), lambda: nd.write(tmp_path / "b.npz", {"w": array})):
+        with pytest.raises(nd.FormatError, match="array 'w' is damaged: its bytes do not add up to their checksum"):
+            whole()
 
 
 def test_numpy_never_warns_about_the_copy_keyword() -> None:

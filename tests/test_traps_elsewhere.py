@@ -14,7 +14,6 @@ from torch.utils.data import default_collate
 from upstream import alone, still, still_refused
 
 import ndtorch as nd
-from ndtorch import files
 
 # ---- tables and sparse matrices ----
 
@@ -149,12 +148,12 @@ def test_a_safe_cast_does_not_turn_nan_into_a_number() -> None:
 OVERWRITE = """
 import resource, signal, sys
 import numpy as np
-import ndtorch.files as files
+import ndtorch as nd
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # as a full disk would
 array = np.zeros(100_000)
 try:
-    np.save(sys.argv[1], array) if sys.argv[2] == "numpy" else files.write(sys.argv[1], {"old": array}, overwrite=True)
+    np.save(sys.argv[1], array) if sys.argv[2] == "numpy" else nd.write(sys.argv[1], {"old": array}, overwrite=True)
 except OSError:
     raise SystemExit(7)
 """
@@ -191,7 +190,7 @@ def test_a_small_file_cannot_demand_much_memory(tmp_path: Path) -> None:
     assert path.stat().st_size == 128
     still(alone(DEMAND, path).returncode == 7, "the header trap", "NumPy asks for 32 GiB")
     with pytest.raises(nd.FormatError):
-        files.read(path)
+        nd.read(path)
 
 
 # ---- installations ----

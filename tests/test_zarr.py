@@ -251,3 +251,10 @@ def test_asynchronous_array_is_refused(group: Any) -> None:
         nd.to_torch(array.async_array)
     assert caught.value.hint.startswith("zarr.Array(source)")
     assert_same(nd.to_torch(zarr.Array(array.async_array)), torch.from_numpy(some("f4")))
+
+
+@pytest.mark.parametrize("dtype", ["S5", "U3"])
+def test_one_text_of_a_store_that_the_library_unpacks_is_read(tmp_path: Path, dtype: str) -> None:
+    array = zarr.create_array(tmp_path / "x.zarr", shape=(), dtype=dtype, zarr_format=2, order="F")
+    array[...] = np.array("ab", dtype)
+    assert_same(nd.read(tmp_path / "x.zarr", to="numpy")["x"][...], np.array("ab", dtype))

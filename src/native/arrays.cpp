@@ -1,7 +1,5 @@
 #include "arrays.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <vector>
 
@@ -9,6 +7,7 @@
 #include "dtype_table.h"
 #include "numpy_api.h"
 #include "pictures.h"
+#include "without_gil.h"
 
 namespace ndtorch {
 namespace {
@@ -28,37 +27,6 @@ int thread_count(int64_t nbytes) {
   if (PyErr_Occurred() != nullptr) PyErr_Clear();
   return static_cast<int>(std::clamp(threads, 1L, 1024L));
 }
-
-// Lets other Python threads run while it lives.
-class WithoutGil {
- public:
-  WithoutGil() : state_(PyEval_SaveThread()) {}
-  ~WithoutGil() { take_gil(); }
-  WithoutGil(const WithoutGil&) = delete;
-  WithoutGil& operator=(const WithoutGil&) = delete;
-
-  Interrupt interrupt() {
-    return {[](void* self) { return static_cast<WithoutGil*>(self)->is_due(); }, this};
-  }
-
- private:
-  // Runs Python's signal handlers; true where one raised, as the one of Ctrl-C does.
-  bool is_due() {
-    take_gil();
-    const bool raised = PyErr_CheckSignals() != 0;
-    state_ = PyEval_SaveThread();
-    return raised;
-  }
-
-  // A daemon thread that comes back while the interpreter finalizes would be ended by unwinding
-  // its stack, which helpers may still be using: it waits for the end of the process instead.
-  void take_gil() {
-    while (is_finalizing()) pause();
-    PyEval_RestoreThread(state_);
-  }
-
-  PyThreadState* state_;
-};
 
 // `act` is given the number of threads and what tells it to stop.
 template <typename Act>

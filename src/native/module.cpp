@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -15,6 +16,7 @@
 #include "builtins.h"
 #include "dlpack_abi.h"
 #include "dtype_table.h"
+#include "file_calls.h"
 #include "fresh.h"
 #include "kernels.h"
 #include "memory.h"
@@ -164,6 +166,25 @@ ndtorch::Affine affine(int channels, float divisor, float factor, const std::vec
   return result;
 }
 
+// Whether the file had all that was wanted of it.
+bool had_all(ndtorch::Moved moved) {
+  if (moved == ndtorch::Moved::kError) nb::raise_python_error();
+  return moved == ndtorch::Moved::kDone;
+}
+
+void reserve(int file, uint64_t nbytes) {
+  errno = ndtorch::reserve(file, nbytes);
+  if (errno == 0) return;
+  PyErr_SetFromErrno(PyExc_OSError);
+  nb::raise_python_error();
+}
+
+int64_t read_equal_files(nb::tuple paths, nb::bytes header, nb::handle target, int threads) {
+  const int64_t equal = ndtorch::read_equal_files(paths.ptr(), header.ptr(), target.ptr(), threads);
+  if (equal < 0) nb::raise_python_error();
+  return equal;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -236,4 +257,34 @@ NB_MODULE(_native, m) {
   m.def("dlpack_facts", &dlpack_facts, "capsule"_a.none());
   m.def("map_private", &map_private, "path"_a, "offset"_a, "nbytes"_a, "device"_a, "inode"_a);
   m.def("mapping_at", &mapping_at, "address"_a);
+
+  m.def(
+      "read_file",
+      [](int file, uint64_t offset, nb::handle target, int threads) {
+        return had_all(ndtorch::read_file(file, offset, target.ptr(), threads));
+      },
+      "file"_a, "offset"_a, "target"_a, "threads"_a);
+  m.def(
+      "read_transposed",
+      [](int file, uint64_t offset, uint64_t step, uint64_t item, int64_t rows, int64_t columns,
+         nb::handle target, int threads) {
+        const ndtorch::Columns wanted{offset, step, item, rows, columns};
+        return had_all(ndtorch::read_transposed(file, wanted, target.ptr(), threads));
+      },
+      "file"_a, "offset"_a, "step"_a, "item"_a, "rows"_a, "columns"_a, "target"_a, "threads"_a);
+  m.def(
+      "copy_file",
+      [](int source, uint64_t offset, int target, uint64_t at, uint64_t nbytes, int threads) {
+        return had_all(ndtorch::copy_file(source, offset, target, at, nbytes, threads));
+      },
+      "source"_a, "offset"_a, "target"_a, "at"_a, "nbytes"_a, "threads"_a);
+  m.def(
+      "write_runs",
+      [](int file, uint64_t offset, uint64_t step, nb::handle source, int64_t count, int threads) {
+        had_all(ndtorch::write_runs(file, offset, step, source.ptr(), count, threads));
+      },
+      "file"_a, "offset"_a, "step"_a, "source"_a, "count"_a, "threads"_a);
+  m.def("start_writeback", &ndtorch::start_writeback, "file"_a, "offset"_a, "nbytes"_a);
+  m.def("reserve", &reserve, "file"_a, "nbytes"_a);
+  m.def("read_equal_files", &read_equal_files, "paths"_a, "header"_a, "target"_a, "threads"_a);
 }

@@ -1,13 +1,14 @@
 """The bridge between NumPy and PyTorch.
 
 Shares memory when that is sound, copies once when it is not, says which and why.
+
+To look into a file takes no torch, whose import takes seconds: where nobody has imported it, it comes with the first
+name that needs it.
 """
 
-from ._act import Masked
-from ._checkpoint import Checkpoint, to_checkpoint
-from ._collate import collate
-from ._convert import explain, shares_memory, to_numpy, to_torch
-from ._doctor import doctor
+import sys
+import typing
+
 from ._errors import (
     CopyRequiredError,
     FormatError,
@@ -19,17 +20,40 @@ from ._errors import (
     UnsupportedDtypeError,
     UnsupportedTypeError,
 )
-from ._functions import numpy_io, torch_io
-from ._images import image_to_numpy, image_to_torch
-from ._plan import Plan
-from ._stack import stack
-from ._trace import trace
+from ._inspect import ArrayInfo, Inspection, inspect
+from ._statistics import Statistics
+
+if typing.TYPE_CHECKING or "torch" in sys.modules:
+    from ._api import (
+        Checkpoint,
+        Masked,
+        Plan,
+        collate,
+        convert_file,
+        doctor,
+        explain,
+        image_to_numpy,
+        image_to_torch,
+        numpy_io,
+        read,
+        shares_memory,
+        stack,
+        to_checkpoint,
+        to_numpy,
+        to_torch,
+        torch_io,
+        trace,
+        write,
+    )
+    from ._report import report
 
 __version__ = "0.1.0"
 __all__ = [
+    "ArrayInfo",
     "Checkpoint",
     "CopyRequiredError",
     "FormatError",
+    "Inspection",
     "InvalidOptionError",
     "LossyCastError",
     "Masked",
@@ -37,14 +61,19 @@ __all__ = [
     "NdtorchError",
     "Plan",
     "ShapeMismatchError",
+    "Statistics",
     "UnsupportedDtypeError",
     "UnsupportedTypeError",
     "collate",
+    "convert_file",
     "doctor",
     "explain",
     "image_to_numpy",
     "image_to_torch",
+    "inspect",
     "numpy_io",
+    "read",
+    "report",
     "shares_memory",
     "stack",
     "to_checkpoint",
@@ -52,8 +81,22 @@ __all__ = [
     "to_torch",
     "torch_io",
     "trace",
+    "write",
 ]
 
 
 def __dir__() -> list[str]:
     return __all__
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "report":
+        from ._report import report
+
+        return report
+    from . import _api
+
+    globals().update({each: getattr(_api, each) for each in _api.__all__})
+    return globals()[name]

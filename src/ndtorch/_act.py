@@ -13,13 +13,14 @@ import torch
 
 from . import _bridge, _memory, _trace
 from ._casting import check_exact, copy_into
-from ._dtypes import BY_NAME, BY_TORCH, DType, from_numpy_dtype
+from ._dtypes import BY_NAME, DType, from_numpy_dtype
 from ._errors import NdtorchError, ShapeMismatchError, UnsupportedDtypeError
 from ._objects import array_of, numbers_of
 from ._options import Options
 from ._plan import Plan, is_protected, plan, plan_filling
 from ._spec import describe, numbers_inside
 from ._targets import result_type, target_dtype
+from ._torch_dtypes import BY_TORCH
 from .foreign.forms import Memory, Parts, Unread
 from .foreign.sparse import build_matrix, build_tensor, rebuild
 

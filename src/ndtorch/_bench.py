@@ -6,9 +6,11 @@ import importlib
 import math
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -21,12 +23,17 @@ import torch
 
 from ._convert import to_numpy, to_torch
 from ._images import image_to_numpy, image_to_torch
+from ._read import read
 from ._stack import stack
+from ._write import convert_file, write
 
 Side = Callable[[], object]
 
 LIMIT = "limit"
 """Name of the side that is no peer: two threads of torch copying into huge pages that NumPy asked for."""
+
+DISK = "write + fsync"
+"""Name of the side that is no peer either: memory written to a file and the disk, the limit of what is durable."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _LONG_ROUND = 10.0  # seconds after which one look has to do
@@ -76,8 +83,8 @@ class Row:
 
     @property
     def best_peer(self) -> str:
-        """The fastest of the others; the limit is none of them."""
-        return min((name for name in self.peers if name != LIMIT), key=lambda name: self.peers[name])
+        """The fastest of the others; the limits are none of them."""
+        return min((name for name in self.peers if name not in (LIMIT, DISK)), key=lambda name: self.peers[name])
 
 
 def measure(work: Work, *, seconds: float = 3.0, rounds: int = 31) -> Row:
@@ -282,6 +289,100 @@ def pictures(shape: tuple[int, ...], reach: float, reach_back: float | None) -> 
     )
 
 
+def reads(nbytes: int, folder: Path) -> Iterator[Work]:
+    """A file of one array into a tensor; the page cache has it."""
+    size = f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes} B"
+    a = _numbers(nbytes // 8)
+    npy, npz, pt, safetensors = (folder / f"x{suffix}" for suffix in (".npy", ".npz", ".pt", ".safetensors"))
+    np.save(npy, a)
+    np.savez(npz, x=a)
+    torch.save({"x": torch.from_numpy(a)}, pt)
+    write(safetensors, {"x": a}, overwrite=True)
+    stored = _safetensors("torch")
+    peers = (
+        {} if stored is None else {"safetensors load_file + clone": lambda: stored.load_file(safetensors)["x"].clone()}
+    )
+    peers["torch.load(mmap) + clone"] = lambda: torch.load(pt, mmap=True)["x"].clone()
+    reach = dict.fromkeys(peers, 0.35)
+    peers["np.load"] = lambda: torch.from_numpy(np.load(npy))
+    peers[LIMIT] = lambda: torch.from_numpy(np.empty_like(a)).copy_(torch.from_numpy(a))
+    yield Work(f"npy to tensor, {size}", nbytes, lambda: to_torch(read(npy)["x"]), peers, reach)
+    peer = "np.load(f)[k]"
+    yield Work(
+        f"npz to tensor, {size}",
+        nbytes,
+        lambda: to_torch(read(npz)["x"]),
+        {peer: lambda: torch.from_numpy(np.load(npz)["x"])},
+        {peer: 0.35},
+    )
+
+
+def small_files(count: int, folder: Path) -> Iterator[Work]:
+    """Very many files of 12 KB into one tensor."""
+    each = _numbers(3000).astype(np.float32)
+    paths = [folder / f"{i:05}.npy" for i in range(count)]
+    for path in paths:
+        np.save(path, each)
+    peer = "np.stack(np.load each)"
+    yield Work(
+        f"{count} npy of 12 KB to one tensor",
+        count * each.nbytes,
+        lambda: stack(read(folder).values()),
+        {peer: lambda: torch.from_numpy(np.stack([np.load(path) for path in paths]))},
+        {peer: 0.30},
+    )
+
+
+def writes(nbytes: int, folder: Path) -> Iterator[Work]:
+    """An .npy file into a .safetensors file. Ours is on the disk when it says so; some of the peers do not wait."""
+    numpy = _safetensors("numpy")
+    size = f"{nbytes >> 20} MiB" if nbytes >> 20 else f"{nbytes} B"
+    rows = max(math.isqrt(nbytes // 8) // 4, 1)
+    a = _numbers(nbytes // 8)[: nbytes // 8 // rows * rows].reshape(rows, -1)
+    plain, columns = folder / "x.npy", folder / "columns.npy"
+    np.save(plain, a)
+    np.save(columns, np.asfortranarray(a))
+    ours, theirs = folder / "ours.safetensors", folder / "theirs.safetensors"
+
+    def work(name: str, source: Path, prepared: Callable[[Any], Any], reach: float | None, **options: Any) -> Work:
+        def save(*, synced: bool) -> None:
+            numpy.save_file({"x": prepared(np.load(source))}, theirs)
+            _finished(theirs, synced=synced)
+
+        def convert() -> None:
+            convert_file(source, ours, name="x", **options)
+            _finished(ours, synced=False)
+
+        def floor() -> None:
+            theirs.write_bytes(memoryview(prepared(a)).cast("B"))
+            _finished(theirs, synced=True)
+
+        peers: dict[str, Side] = {DISK: floor}
+        if numpy is not None:
+            peers |= {"np.load + save_file": lambda: save(synced=False)}
+            peers |= {"np.load + save_file + fsync": lambda: save(synced=True)}
+        return Work(name, nbytes, convert, peers, {} if reach is None else {"np.load + save_file": reach})
+
+    yield work(f"npy to safetensors, {size}", plain, np.asarray, 0.5)
+    yield work(f"columns npy to safetensors, {size}", columns, np.ascontiguousarray, None)
+    yield work(f"npy to float32 safetensors, {size}", plain, lambda x: x.astype(np.float32), None, dtype="float32")
+
+
+def _finished(path: Path, *, synced: bool) -> None:
+    """Remove a file: what is still to be written of it would slow down the next turn, which is another side's."""
+    if synced:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    path.unlink()
+
+
+def _safetensors(module: str) -> Any:
+    try:
+        return importlib.import_module(f"safetensors.{module}")
+    except ImportError:
+        return None
+
+
 def _copy(a: np.ndarray[Any, Any]) -> tuple[Side, dict[str, Side]]:
     t = torch.from_numpy(a)
     return lambda: to_torch(a, copy=True), {
@@ -348,6 +449,20 @@ def table(*, short: bool = False) -> Iterator[Row]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch has something to say about lists of arrays
                 yield measure(work, seconds=budget)
+    yield from file_table(short=short)
+
+
+def file_table(*, short: bool = False) -> Iterator[Row]:
+    """Measure the rows of files, in a folder of their own; the page cache has what is read."""
+    large = 1 << (24 if short else 29)
+    with tempfile.TemporaryDirectory() as place:
+        for name, works in (("reads", reads), ("small", small_files), ("writes", writes)):
+            folder = Path(place, name)
+            folder.mkdir()
+            size = large if name != "small" else 100 if short else 4000
+            for work in works(size, folder):
+                yield measure(work, seconds=0.6 if short else 12.0)
+            shutil.rmtree(folder)
 
 
 def growth(nbytes: int, *, seconds: float = 3.0) -> Iterator[Row]:
@@ -372,3 +487,39 @@ def import_seconds() -> float:
     code = "import numpy, torch, time; t = time.perf_counter(); import ndtorch; print(time.perf_counter() - t)"
     run = [sys.executable, "-c", code]
     return statistics.median(float(subprocess.check_output(run, text=True)) for _ in range(5))
+
+
+CONVERSIONS: Mapping[str, tuple[str, str, dict[str, Any]]] = {
+    "npy to safetensors": ("C", ".safetensors", {}),
+    "npy to float32 safetensors": ("C", ".safetensors", {"dtype": "float32"}),
+    "npy to npz": ("C", ".npz", {}),
+    "columns npy to safetensors": ("F", ".safetensors", {}),
+}
+"""Conversions of which the peak memory is measured: order of the source, suffix of the target, options."""
+
+_PEAK = """
+import sys, ndtorch
+def peak():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) << 10
+source, target, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
+convert_file = ndtorch.convert_file
+before = peak()
+convert_file(source, target, **options)
+print(peak() - before)
+"""
+
+
+def peak_bytes(name: str, nbytes: int) -> int | None:
+    """Memory that converting so large a file takes beyond ndtorch and torch; ``None`` where the disk is too full."""
+    order, suffix, options = CONVERSIONS[name]
+    with tempfile.TemporaryDirectory() as place:
+        if shutil.disk_usage(place).free < 2.5 * nbytes:
+            return None
+        source, target = Path(place, "x.npy"), Path(place, f"y{suffix}")
+        shape = (1024, nbytes // 8 // 1024)
+        with source.open("wb") as file:  # zeros that take no room
+            claims = {"descr": "<f8", "fortran_order": order == "F", "shape": shape}
+            np.lib.format.write_array_header_1_0(file, claims)
+            file.truncate(file.tell() + nbytes)
+        run = [sys.executable, "-c", _PEAK, str(source), str(target), repr(options)]
+        return int(subprocess.check_output(run, text=True))

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from . import _native
-from ._dtypes import BY_TORCH, KIND_ORDER, TABLE, DType, from_numpy_dtype
+from ._dtypes import KIND_ORDER, TABLE, DType, from_numpy_dtype
+from ._torch_dtypes import BY_TORCH
 
 F = TypeVar("F", bound=Callable[..., Any])
 

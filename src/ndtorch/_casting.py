@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +16,15 @@ Casting = Literal["no", "equiv", "safe", "same_kind", "unsafe", "exact"]
 CASTINGS: tuple[str, ...] = get_args(Casting)
 
 AnyArray = npt.NDArray[Any]
+
+
+class Part(NamedTuple):
+    """Where a flat block belongs in the array that it is streamed from, for the index in an error."""
+
+    start: int
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+
 
 _NUMPY_KINDS: dict[str, Kind] = {"b": "bool", "u": "uint", "i": "int", "f": "float", "c": "complex"}
 _BLOCK = 1 << 16  # elements compared at a time: a block and its temporaries stay in the cache
@@ -59,7 +68,9 @@ def why_not_cast(source: np.dtype[Any], target: np.dtype[Any], casting: str) -> 
     return "" if allowed else f"{source.name} to {target.name} is not a {casting} cast"
 
 
-def copy_into(target: AnyArray, source: AnyArray, *, casting: str, subject: str, what: object) -> None:
+def copy_into(
+    target: AnyArray, source: AnyArray, *, casting: str, subject: str, what: object, part: Part | None = None
+) -> None:
     """Fill ``target`` with ``source``, cast on the way; under ``exact`` prove that nothing was lost.
 
     The native kernels do what they can: every dtype of the table in any layout, in one pass on several threads.
@@ -80,10 +91,10 @@ def copy_into(target: AnyArray, source: AnyArray, *, casting: str, subject: str,
         except TypeError:  # ml_dtypes has no such cast; float32 holds all of its small formats exactly
             np.copyto(target, real.astype(np.float32), casting="unsafe")
     if exact:
-        check_exact(source, target, subject=subject, what=what)
+        check_exact(source, target, subject=subject, what=what, part=part)
 
 
-def check_exact(source: AnyArray, target: AnyArray, *, subject: str, what: object) -> None:
+def check_exact(source: AnyArray, target: AnyArray, *, subject: str, what: object, part: Part | None = None) -> None:
     """Raise unless every element of ``target`` has the value of its element of ``source``.
 
     Raises:
@@ -92,8 +103,9 @@ def check_exact(source: AnyArray, target: AnyArray, *, subject: str, what: objec
     flat = _first_inexact(source, target)
     if flat is None:
         return
-    index = tuple(int(i) for i in np.unravel_index(flat, source.shape))
-    value, became = source[index], target[index]
+    value, became = source.flat[flat], target.flat[flat]
+    start, shape, order = part or Part(0, source.shape, "C")
+    index = tuple(int(i) for i in np.unravel_index(start + flat, shape, order))
     name = target.dtype.name
     raise LossyCastError(
         subject,

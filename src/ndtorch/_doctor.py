@@ -26,8 +26,21 @@ from . import _bridge, _compile
 
 Condition = Literal["ok", "warn", "fail"]
 
-_LIBRARIES = ("ndtorch", "numpy", "torch", "ml_dtypes", "optree", "safetensors", "typer", "rich")
-_OPTIONAL = ("scipy", "pandas", "polars", "pyarrow", "xarray", "PIL", "h5py", "zarr", "jax", "cupy", "tensorflow")
+_LIBRARIES = ("ndtorch", "numpy", "torch", "ml_dtypes", "optree", "isal", "typer", "rich")
+_OPTIONAL = (
+    "scipy",
+    "pandas",
+    "polars",
+    "pyarrow",
+    "xarray",
+    "PIL",
+    "h5py",
+    "zarr",
+    "fsspec",
+    "jax",
+    "cupy",
+    "tensorflow",
+)
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 

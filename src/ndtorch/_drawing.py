@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
-
-from ._spec import Spec
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from ._plan import Plan
 
-_CELLS = 12  # at most this many elements are drawn along an axis
+_CELLS = 12  # at most this many elements are drawn along an axis of no or negative stride, twice as many in all
+_MOST = 4096  # elements that are looked at for those
 
 
 def plan_text(plan: Plan) -> str:
@@ -97,61 +98,98 @@ def _block(plan: Plan) -> str:
 
 
 def _layout_svg(plan: Plan) -> str:
-    """Draw the source's elements in the order of their addresses, and the result's below."""
     spec = plan.source
-    kind = "shared" if plan.shares else "mapped" if plan.action == "map" else "copied"
+    kind: Kind = "shared" if plan.shares else "mapped" if plan.action == "map" else "copied"
+    result = f"{plan.dtype}[{','.join(map(str, plan.shape))}]({plan.options.to})"
+    legend = f"one pass into fresh row-major memory, {plan.nbytes_copied:,} bytes" if kind == "copied" else ""
+    return layout_svg(Layout(str(spec), spec.view_shape, spec.strides, spec.itemsize, kind, result, legend))
+
+
+Kind = Literal["shared", "mapped", "copied"]
+
+_LEGENDS = {
+    "shared": "the same bytes: a write on either side is seen on the other",
+    "mapped": "a private mapping of the same file: pages are copied when they are written",
+    "copied": "one pass into fresh row-major memory",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where the elements of a source lie, and what becomes of them.
+
+    Attributes:
+        source: The source in words, such as ``f64[3,4](numpy)``.
+        shape: Its sizes.
+        strides: Bytes from element to element, one per size.
+        itemsize: Bytes of an element.
+        kind: What happens to the bytes.
+        result: The result in words.
+        legend: What happens to the bytes, in words; empty for the usual ones.
+    """
+
+    source: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+    kind: Kind
+    result: str
+    legend: str = ""
+
+
+def layout_svg(layout: Layout) -> str:
+    """Draw the source's elements in the order of their addresses, and the result's below; empty if there are none."""
+    kind = layout.kind
     width, cell, top = 700, 26, 34
-    cells, is_cut = _cells(spec)
+    cells, is_cut = _cells(layout)
     if not cells:
         return ""
     rows = [
-        f'<text x="0" y="14">{escape(str(spec))}</text>',
-        f'<text class="quiet" x="0" y="28">strides {escape(str(spec.strides))} bytes, lowest address left</text>',
-        _strip(cells, 0, top, cell, kind if plan.shares else "gap"),
+        f'<text x="0" y="14">{escape(layout.source)}</text>',
+        f'<text class="quiet" x="0" y="28">strides {escape(str(layout.strides))} bytes, lowest address left</text>',
+        _strip(cells, 0, top, cell, kind if kind == "shared" else "gap"),
     ]
     if is_cut:
         rows.append(f'<text class="quiet" x="{len(cells) * cell + 6}" y="{top + 18}">and so on</text>')
-    legend = {
-        "shared": "the same bytes: a write on either side is seen on the other",
-        "mapped": "a private mapping of the same file: pages are copied when they are written",
-        "copied": f"one pass into fresh row-major memory, {plan.nbytes_copied:,} bytes",
-    }[kind]
     below = top + cell + 34
     order = sorted(label for label in cells if label >= 0)
     rows.append(_arrow(top + cell + 4, below - 6, kind))
+    legend = layout.legend or _LEGENDS[kind]
     rows.append(f'<text class="quiet" x="24" y="{top + cell + 22}">{escape(legend)}</text>')
     rows.append(_strip(cells if kind != "copied" else order, 0, below, cell, kind))
-    sizes = ",".join(map(str, plan.shape))
-    rows.append(f'<text x="0" y="{below + cell + 16}">{escape(f"{plan.dtype}[{sizes}]({plan.options.to})")}</text>')
+    rows.append(f'<text x="0" y="{below + cell + 16}">{escape(layout.result)}</text>')
     height = below + cell + 24
-    label = escape(f"memory layout: {memory_word(plan)}")
+    label = escape(f"memory layout: {legend}")
     return f'<svg viewBox="0 0 {width} {height}" width="{width}" role="img" aria-label="{label}">{"".join(rows)}</svg>'
 
 
-def _cells(spec: Spec) -> tuple[list[int], bool]:
+def _cells(layout: Layout) -> tuple[list[int], bool]:
     """Positions by address, lowest first: the row-major number of the element there, or -1 for a gap."""
-    item = spec.itemsize
-    if not item or spec.size == 0 or len(spec.view_shape) != len(spec.strides):
+    item, full_shape = layout.itemsize, layout.shape
+    if not item or 0 in full_shape or len(full_shape) != len(layout.strides):
         return [], False
-    shape = [min(n, _CELLS) for n in spec.view_shape]
+    window = 2 * _CELLS * item
+    steps = zip(full_shape, layout.strides, strict=True)
+    shape = [min(n, window // stride + 2 if stride > 0 else _CELLS) for n, stride in steps]
     place: dict[int, int] = {}
-    for number in range(min(_product(shape), _CELLS * _CELLS)):
+    for number in range(min(_product(shape), _MOST)):
         index, rest = [], number
         for n in reversed(shape):
             rest, i = divmod(rest, n)
             index.append(i)
         index.reverse()
-        address = sum(i * s for i, s in zip(index, spec.strides, strict=True))
+        address = sum(i * s for i, s in zip(index, layout.strides, strict=True))
         full = 0
-        for i, n in zip(index, spec.view_shape, strict=True):
+        for i, n in zip(index, full_shape, strict=True):
             full = full * n + i
         place.setdefault(address, full)
     low = min(place)
     slots = [place.get(low + k * item, -1) for k in range(min((max(place) - low) // item + 1, 2 * _CELLS))]
-    return slots, len(slots) < spec.distinct or shape != list(spec.view_shape)
+    distinct = _product([n for n, stride in zip(full_shape, layout.strides, strict=True) if stride or n < 2])
+    return slots, len(slots) < distinct or shape != list(full_shape)
 
 
-def _product(shape: list[int]) -> int:
+def _product(shape: Sequence[int]) -> int:
     size = 1
     for n in shape:
         size *= n

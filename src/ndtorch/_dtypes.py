@@ -2,18 +2,20 @@
 
 A dtype has one canonical name everywhere: torch's, such as ``float32`` or ``bfloat16``. Each row says what the
 dtype is called in NumPy, in torch, in the native bridge and in a safetensors header. A new dtype is one new row.
+Nothing here imports torch before somebody asks for its dtypes: to look into a file takes none of it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
-import torch
 
-from ._errors import InvalidOptionError, UnsupportedDtypeError
+if TYPE_CHECKING:
+    import torch
 
 Kind = Literal["bool", "uint", "int", "float", "complex"]
 
@@ -30,7 +32,6 @@ class DType:
         short: Name inside a printed spec such as ``f64[3,4](numpy)``.
         kind: Rung on the casting ladder.
         numpy: Native-order NumPy dtype, ``None`` where NumPy has none (complex32).
-        torch: The torch dtype.
         scalar_type: torch's ``c10::ScalarType`` number, stable since it is serialized.
         dlpack: DLPack (type code, bits).
         safetensors: Tag in a safetensors header, ``None`` where the format has none.
@@ -40,7 +41,6 @@ class DType:
     short: str
     kind: Kind
     numpy: np.dtype[Any] | None
-    torch: torch.dtype
     scalar_type: int
     dlpack: tuple[int, int]
     safetensors: str | None
@@ -48,7 +48,20 @@ class DType:
     @property
     def itemsize(self) -> int:
         """Bytes per element."""
-        return self.torch.itemsize
+        return self.dlpack[1] // 8
+
+    @property
+    def torch(self) -> torch.dtype:
+        """The torch dtype."""
+        return _torch_dtype(self.name)
+
+
+@cache
+def _torch_dtype(name: str) -> torch.dtype:
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _row(
@@ -61,7 +74,7 @@ def _row(
     numpy: type | None,
 ) -> DType:
     dtype = None if numpy is None else np.dtype(numpy)
-    return DType(name, short, kind, dtype, getattr(torch, name), scalar_type, dlpack, safetensors)
+    return DType(name, short, kind, dtype, scalar_type, dlpack, safetensors)
 
 
 # DLPack type codes: 0 int, 1 uint, 2 float, 4 bfloat, 5 complex, 6 bool, 10.. float8 variants.
@@ -106,7 +119,6 @@ TABLE: tuple[DType, ...] = (
 )
 
 BY_NAME: dict[str, DType] = {row.name: row for row in TABLE}
-BY_TORCH: dict[torch.dtype, DType] = {row.torch: row for row in TABLE}
 _FIRST_USER_TYPE = 256  # NumPy numbers registered dtypes, such as those of ml_dtypes, from here
 _BY_SCALAR_TYPE: dict[type, DType] = {row.numpy.type: row for row in TABLE if row.numpy is not None}
 _BY_KIND_AND_SIZE: dict[tuple[str, int], DType] = {
@@ -127,37 +139,6 @@ def from_numpy_dtype(dtype: np.dtype[Any]) -> DType | None:
     if dtype.num < _FIRST_USER_TYPE:
         return _BY_KIND_AND_SIZE.get((dtype.kind, dtype.itemsize))
     return _BY_SCALAR_TYPE.get(dtype.type)
-
-
-def resolve(dtype: object, *, subject: str, option: str = "dtype") -> DType:
-    """Turn what a caller wrote as ``dtype=`` into a row.
-
-    Accepts a torch dtype, a NumPy dtype or scalar type, or a name of either world.
-
-    Raises:
-        UnsupportedDtypeError: The dtype exists but torch and NumPy cannot both hold it.
-        InvalidOptionError: It is not a dtype at all.
-    """
-    if isinstance(dtype, torch.dtype):
-        row = BY_TORCH.get(dtype)
-    elif isinstance(dtype, str) and dtype.removeprefix("torch.") in BY_NAME:
-        row = BY_NAME[dtype.removeprefix("torch.")]
-    else:
-        try:
-            row = from_numpy_dtype(np.dtype(dtype))  # type: ignore[call-overload]
-        except TypeError:
-            raise InvalidOptionError(
-                subject,
-                f"{option}={dtype!r} is not a dtype",
-                hint=f"{option}=torch.float32, {option}=numpy.float32 and {option}='float32' are",
-            ) from None
-    if row is None:
-        raise UnsupportedDtypeError(
-            subject,
-            f"{option}={dtype} is not a number format that NumPy and torch share",
-            hint="one of " + ", ".join(BY_NAME),
-        )
-    return row
 
 
 def at_matching_width(kind: Kind, float_dtype: DType) -> DType:

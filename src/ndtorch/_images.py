@@ -14,11 +14,12 @@ import torch
 from . import _bridge, _native, _trace
 from ._casting import copy_into
 from ._convert import to_numpy, to_torch
-from ._dtypes import BY_NAME, DType, from_numpy_dtype, resolve
+from ._dtypes import BY_NAME, DType, from_numpy_dtype
 from ._errors import InvalidOptionError, NdtorchError, ShapeMismatchError, UnsupportedDtypeError, UnsupportedTypeError
 from ._options import resolve_device
 from ._spec import describe
 from ._stack import array_of, check_out, finish, readable, stack
+from ._torch_dtypes import resolve
 
 AnyArray = npt.NDArray[Any]
 

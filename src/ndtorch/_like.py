@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ._dtypes import BY_TORCH
 from ._errors import CopyRequiredError, InvalidOptionError, NdtorchError, ShapeMismatchError, UnsupportedTypeError
 from ._objects import is_list_of_numbers, is_number
 from ._options import Options
 from ._spec import Spec, describe
 from ._structures import is_structure, passes_through, take_apart
+from ._torch_dtypes import BY_TORCH
 from .foreign import Memory, Unread, library_of, recognise
 
 AnyArray = npt.NDArray[Any]

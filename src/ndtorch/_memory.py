@@ -105,6 +105,11 @@ class _Footprint:
         }
 
 
+def footprint(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> AnyArray:
+    """An array over addresses that may not be read: to index it says where the elements would be."""
+    return np.asarray(_Footprint(address, shape, strides, itemsize))
+
+
 def overlap(
     a: tuple[int, tuple[int, ...], tuple[int, ...], int],
     b: tuple[int, tuple[int, ...], tuple[int, ...], int],
@@ -121,7 +126,7 @@ def overlap(
     if high_a <= low_b or high_b <= low_a:
         return False
     try:
-        views = np.asarray(_Footprint(*a)), np.asarray(_Footprint(*b))
+        views = footprint(*a), footprint(*b)
         return bool(np.shares_memory(*views, max_work))  # type: ignore[arg-type]
     except np.exceptions.TooHardError:
         return True

@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from . import _dtypes
 from ._casting import CASTINGS
-from ._dtypes import DType
+from ._dtypes import DType, from_numpy_dtype
 from ._errors import InvalidOptionError, UnsupportedDtypeError
+from ._torch_dtypes import resolve
 
 World = Literal["torch", "numpy"]
 
@@ -106,7 +106,7 @@ def _torch_options(
     _one_of(subject, "masked", masked, ("error", "split", "nan"))
     return Options(
         to="torch",
-        dtype=None if dtype is None else _dtypes.resolve(dtype, subject=subject),
+        dtype=None if dtype is None else resolve(dtype, subject=subject),
         float_dtype=_resolve_float(subject, float_dtype),
         device=resolve_device(subject, device),
         copy=copy,
@@ -162,7 +162,7 @@ def _one_of(subject: str, option: str, value: object, choices: tuple[str, ...]) 
 def _resolve_float(subject: str, dtype: object) -> DType | None:
     if dtype is None:
         return None
-    row = _dtypes.resolve(dtype, subject=subject, option="float_dtype")
+    row = resolve(dtype, subject=subject, option="float_dtype")
     if row.kind != "float":
         raise InvalidOptionError(
             subject,
@@ -197,7 +197,7 @@ def _resolve_numpy(subject: str, dtype: object) -> np.dtype[Any]:
         except TypeError:
             pass
         else:
-            if wanted.names is not None or (wanted.kind in "OVT" and _dtypes.from_numpy_dtype(wanted) is None):
+            if wanted.names is not None or (wanted.kind in "OVT" and from_numpy_dtype(wanted) is None):
                 hint = (
                     "like= with an array of that dtype restores fields"
                     if wanted.names
@@ -205,7 +205,7 @@ def _resolve_numpy(subject: str, dtype: object) -> np.dtype[Any]:
                 )
                 raise UnsupportedDtypeError(subject, f"dtype={wanted} cannot be cast to", hint=hint)
             return wanted
-    row = _dtypes.resolve(dtype, subject=subject)
+    row = resolve(dtype, subject=subject)
     if row.numpy is None:
         raise UnsupportedDtypeError(
             subject,

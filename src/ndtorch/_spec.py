@@ -13,8 +13,9 @@ import torch
 
 from . import _bridge, _memory
 from ._casting import kind_of
-from ._dtypes import BY_TORCH, DType, from_numpy_dtype
+from ._dtypes import DType, from_numpy_dtype
 from ._errors import NdtorchError, UnsupportedTypeError
+from ._torch_dtypes import BY_TORCH
 from .foreign.forms import Foreign, Memory, Parts, Refused, Unread
 
 AnyArray = npt.NDArray[Any]

@@ -16,7 +16,7 @@ from torch.autograd.graph import increment_version
 from . import _bridge, _memory, _native, _trace
 from ._casting import why_not_cast
 from ._convert import to_numpy, to_torch
-from ._dtypes import TABLE, DType, from_numpy_dtype, resolve
+from ._dtypes import TABLE, DType, from_numpy_dtype
 from ._errors import (
     InvalidOptionError,
     LossyCastError,
@@ -25,8 +25,10 @@ from ._errors import (
     UnsupportedDtypeError,
     UnsupportedTypeError,
 )
+from ._file_rows import rows_in_files, stack_rows
 from ._options import resolve_device
 from ._spec import MAX_DIMS, describe
+from ._torch_dtypes import resolve
 from .foreign import Memory, library_of, recognise
 
 AnyArray = npt.NDArray[Any]
@@ -106,6 +108,11 @@ def stack_into(
     """Do what `stack` does, with the result's memory from ``allocate``: a tensor and the array over it."""
     wanted = None if dtype is None else resolve(dtype, subject="stack")
     place = resolve_device("stack", device)
+    if dim == 0 and wanted is pad_value is out is None:
+        rows = rows_in_files(arrays)
+        result = None if rows is None else stack_rows(rows, allocate)
+        if result is not None:
+            return finish(result, None, place)
     sources = _listed(arrays)
     plain, odd, kinds = _native.survey(sources)
     if not plain:

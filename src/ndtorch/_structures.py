@@ -139,7 +139,7 @@ def not_convertible(value: object, subject: str) -> UnsupportedTypeError:
 
 _HINTS: tuple[tuple[Any, str], ...] = (
     (type(None), "leave it out; inside a structure None stays None"),
-    ((str, os.PathLike), "numpy.load(path) reads a file, numpy.array(text) makes text an array"),
+    ((str, os.PathLike), "ndtorch.read(path) opens a file, numpy.array(text) makes text an array"),
     (np.lib.npyio.NpzFile, "dict(source) reads its arrays"),
     (torch.nn.Module, "module.state_dict() has its tensors"),
     ((set, frozenset, range, Iterator), "list(source) gives it an order"),

@@ -1,19 +1,23 @@
 // The kernels without Python, for sanitizers: random copies held against the same copy item by
-// item, pictures against the formula, the pool used by several threads at once, stopped and forked.
+// item, pictures against the formula, the pool used by several threads at once, stopped and forked,
+// files read, copied and written against what is in them.
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "copy.h"
+#include "file_io.h"
 #include "memory.h"
 #include "pictures.h"
 
@@ -277,6 +281,121 @@ void test_fork_within_work() {
   require(status == 0, "a child forked within work does all of it");
 }
 
+// A file without a name.
+struct TemporaryFile {
+  std::FILE* stream = std::tmpfile();
+  int number = fileno(stream);
+  ~TemporaryFile() { std::fclose(stream); }
+  void write(const std::vector<char>& bytes) const {
+    require(pwrite(number, bytes.data(), bytes.size(), 0) == static_cast<ssize_t>(bytes.size()),
+            "a temporary file can be written");
+  }
+  std::vector<char> read(size_t nbytes) const {
+    std::vector<char> bytes(nbytes);
+    const ssize_t count = pread(number, bytes.data(), nbytes, 0);
+    bytes.resize(static_cast<size_t>(std::max<ssize_t>(count, 0)));
+    return bytes;
+  }
+};
+
+std::vector<char> random_bytes(Random& random, size_t nbytes) {
+  std::vector<char> bytes(nbytes);
+  for (char& byte : bytes) byte = static_cast<char>(random.engine());
+  return bytes;
+}
+
+void test_reading_and_copying(Random& random, size_t nbytes) {
+  const TemporaryFile file, other;
+  const std::vector<char> bytes = random_bytes(random, nbytes);
+  file.write(bytes);
+  const auto offset = static_cast<size_t>(random.below(static_cast<int64_t>(nbytes)));
+  const std::vector<char> wanted(bytes.begin() + static_cast<ptrdiff_t>(offset), bytes.end());
+  std::vector<char> got(wanted.size() + 1);
+  FileFailure failure;
+  Outcome outcome = read_file(file.number, offset, got.data(), wanted.size(), 3, {}, failure);
+  require(outcome == Outcome::kDone, "a file is read");
+  require(std::equal(wanted.begin(), wanted.end(), got.begin()), "what is read is what is there");
+  failure.number = -1;
+  outcome = read_file(file.number, offset, got.data(), got.size(), 3, {}, failure);
+  require(outcome == Outcome::kStopped && failure.number == 0, "a file that ends early is told");
+  outcome = read_file(-1, offset, got.data(), got.size(), 3, {}, failure);
+  require(outcome == Outcome::kStopped && failure.number == EBADF, "a failure has its number");
+  require(reserve(other.number, nbytes) == 0, "space is set aside");
+  outcome = copy_file(file.number, offset, other.number, 0, wanted.size(), 3, {}, failure);
+  if (outcome == Outcome::kStopped && (failure.number == ENOSYS || failure.number == EXDEV)) return;
+  require(outcome == Outcome::kDone && other.read(nbytes + 1) == wanted, "a file is copied");
+}
+
+void test_columns_and_runs(Random& random) {
+  const int64_t item = int64_t{1} << random.below(5), columns = 1 + random.below(3000);
+  const int64_t rows = 1 + random.below(60), all_rows = rows + random.below(2000);
+  const TemporaryFile file, other;
+  const auto nbytes = static_cast<size_t>(item * columns * all_rows);
+  const std::vector<char> bytes = random_bytes(random, nbytes);
+  file.write(bytes);
+  const int64_t first = random.below(all_rows - rows + 1);
+  const Columns wanted{static_cast<uint64_t>(first * item), static_cast<uint64_t>(all_rows * item),
+                       static_cast<uint64_t>(item), rows, columns};
+  std::vector<char> got(static_cast<size_t>(rows * columns * item));
+  FileFailure failure;
+  const Outcome outcome = read_transposed(file.number, wanted, got.data(), 3, {}, failure);
+  require(outcome == Outcome::kDone, "columns are read");
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < columns; ++j) {
+      const char* from = bytes.data() + (j * all_rows + first + i) * item;
+      require(std::equal(from, from + item, got.data() + (i * columns + j) * item),
+              "columns become rows");
+    }
+  }
+  const auto run = static_cast<uint64_t>(columns * item), step = run + 5;
+  require(
+      write_runs(other.number, 3, step, got.data(), run, rows, 3, {}, failure) == Outcome::kDone,
+      "runs are written");
+  const std::vector<char> found = other.read(3 + step * static_cast<uint64_t>(rows));
+  for (int64_t i = 0; i < rows; ++i) {
+    const auto row = got.begin() + i * columns * item;
+    require(
+        std::equal(row, row + columns * item, found.begin() + 3 + i * static_cast<int64_t>(step)),
+        "runs are written where they belong");
+  }
+}
+
+void test_equal_files(Random& random) {
+  char folder[] = "/tmp/ndtorch-test-XXXXXX";
+  require(mkdtemp(folder) != nullptr, "there is a folder");
+  const std::vector<char> header = random_bytes(random, 80);
+  constexpr size_t kRow = 5000;
+  std::vector<std::string> names;
+  std::vector<std::vector<char>> rows;
+  for (int i = 0; i < 100; ++i) {
+    names.push_back(std::string(folder) + "/" + std::to_string(i));
+    rows.push_back(random_bytes(random, kRow));
+    std::FILE* file = std::fopen(names.back().c_str(), "wb");
+    std::fwrite(header.data(), 1, header.size(), file);
+    std::fwrite(rows.back().data(), 1, kRow - (i == 70), file);
+    if (i == 80) std::fputc(0, file);
+    std::fclose(file);
+  }
+  std::vector<const char*> paths;
+  for (const std::string& name : names) paths.push_back(name.c_str());
+  std::vector<char> target(kRow * paths.size());
+  Outcome outcome;
+  const auto read = [&](size_t from) {
+    const std::vector<const char*> rest(paths.begin() + static_cast<ptrdiff_t>(from), paths.end());
+    return read_equal_files(rest, header.data(), header.size(), target.data() + from * kRow, kRow,
+                            3, {}, outcome);
+  };
+  require(read(0) == 70 && read(71) == 9 && read(81) == 19, "the first odd file is found");
+  for (size_t i = 0; i < rows.size(); ++i) {
+    const auto row = target.begin() + static_cast<ptrdiff_t>(i * kRow);
+    require(i == 70 || i == 80 || std::equal(rows[i].begin(), rows[i].end(), row),
+            "every file is in its row");
+    unlink(paths[i]);
+  }
+  require(read(0) == 0, "a file that is not there is odd");
+  rmdir(folder);
+}
+
 void test_memory() {
   for (size_t nbytes : {size_t{0}, size_t{1}, size_t{1} << 23, (size_t{1} << 25) + 5}) {
     const Block block = allocate(nbytes);
@@ -303,5 +422,9 @@ int main(int argc, char** argv) {
     test_fork_within_work();
   }
   test_memory();
+  for (size_t nbytes : {size_t{1}, size_t{5000}, size_t{9} << 20})
+    test_reading_and_copying(random, nbytes);
+  for (int i = 0; i < rounds / 100; ++i) test_columns_and_runs(random);
+  test_equal_files(random);
   std::printf("%d copies, level %s: ok\n", rounds, kernels().level);
 }

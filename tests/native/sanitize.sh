@@ -22,7 +22,7 @@ for level in "${levels[@]}"; do
     compile "-DNDTORCH_LEVEL=${level%%:*}" "${march[@]}" -c $kernel.cpp -o "$out/$kernel-${level%%:*}.o"
   done
 done
-compile ../../tests/native/kernels_test.cpp copy.cpp kernels.cpp memory.cpp pictures.cpp threads.cpp "$out"/*.o \
+compile ../../tests/native/kernels_test.cpp copy.cpp file_io.cpp kernels.cpp memory.cpp pictures.cpp threads.cpp "$out"/*.o \
   -lpthread -o "$out/kernels_test"
 # The thread sanitizer cannot follow a fork of a process with threads.
 [[ $sanitizer == thread ]] && forks=no-fork || forks=forks

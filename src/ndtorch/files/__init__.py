@@ -1,283 +1,335 @@
-"""Files of named arrays: read, written and converted, each format one module and one line in the table.
+"""Files of named arrays: each format one module and one line in the table.
 
-A format module has ``WORLD``, the library whose objects it writes, and three functions: ``read`` gives arrays or
-tensors by name, ``check`` refuses what the format cannot hold before anything is written, ``write`` writes the rest.
+A format module has ``read_headers``, which gives the arrays of a file and reads none of them; a format that can
+be written has ``check``, which refuses what the format cannot hold before anything is written, and ``write``. None of
+them imports torch: to look into a file takes none.
 """
 
 from __future__ import annotations
 
-import errno
+import importlib
+import itertools
 import os
-import secrets
-import stat
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast
 
-from .._casting import Casting
-from .._convert import explain, to_numpy, to_torch
-from .._errors import FormatError, NdtorchError
-from .._options import World
-from .._plan import Plan
-from . import npy, npz, safetensors
+from .._errors import FormatError, InvalidOptionError, NdtorchError
+from . import folders, remote
+from .arrays import FileArray
+from .folders import FolderArrays
+from .items import Item
+from .storage import LocalStorage, Storage
 
 AnyPath = str | os.PathLike[str]
 
 
-class Format(Protocol):
-    """What every format module has."""
+class Reader(Protocol):
+    """What the module of every format has. A format whose unit is a folder is given a path, not a storage."""
 
-    WORLD: World
+    def read_headers(self, storage: Any, name: str) -> list[FileArray]:
+        """Read the headers, after all that they claim was checked; ``name`` is for an array that has none."""
 
-    def read(self, path: Path, *, mapped: bool = False) -> dict[str, Any]:
-        """Read every array, after all that the file claims was checked against its size."""
 
-    def check(self, values: Mapping[str, Any], plans: Mapping[str, Plan]) -> None:
+class Writer(Protocol):
+    """What the module of a format that can be written has as well."""
+
+    def check(self, items: Sequence[Item]) -> None:
         """Refuse what the format cannot hold."""
 
-    def write(self, stream: BinaryIO, values: Mapping[str, Any]) -> None:
-        """Write values that passed `check`."""
+    def write(self, target: Any, items: Sequence[Item]) -> None:
+        """Write items that passed `check`."""
 
 
-FORMATS: dict[str, Format] = {".npy": npy, ".npz": npz, ".safetensors": safetensors}
-
-
-class Converted(NamedTuple):
-    """What became of one array on its way into a file.
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One row: a format, and how it is told.
 
     Attributes:
-        name: Its name in the file.
-        plan: What was shared or copied, and why.
-        nbytes: Bytes of its elements in the file.
-        note: What else was done while it was written.
+        name: Its name, as in ``format=`` and ``--from``.
+        suffixes: Suffixes of its files; the first is the one that it is written under.
+        magic: What its files begin with, any of these; empty where only the suffix tells.
+        module: The module of this package that knows it.
+        target: What ``write`` is given: an `Output`, the path of a new file, that of a new folder, or nothing at all
+            because the format is read only.
+        keeps_columns: Whether it holds elements that lie column by column as they lie.
+        is_of_one: Whether a file of it holds one array, which has no name in it.
     """
 
     name: str
-    plan: Plan
-    nbytes: int
-    note: str = ""
+    suffixes: tuple[str, ...]
+    magic: tuple[bytes, ...]
+    module: str
+    target: Literal["stream", "file", "folder", ""]
+    keeps_columns: bool = False
+    is_of_one: bool = False
+
+    @property
+    def reader(self) -> Reader:
+        """What reads it."""
+        return cast(Reader, self._module())
+
+    @property
+    def writer(self) -> Writer:
+        """What writes it."""
+        return cast(Writer, self._module())
+
+    def _module(self) -> Any:
+        return importlib.import_module(f".{self.module}", __name__)
 
 
-def convert_file(
-    source: AnyPath,
-    target: AnyPath,
-    /,
-    *,
-    dtype: Any = None,
-    float_dtype: Any = None,
-    casting: Casting = "same_kind",
-    overwrite: bool = False,
-) -> list[Converted]:
-    """Convert a file of arrays into another format; the suffixes say which.
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*")
 
-    A killed or failed run leaves the target as it was: the new file is written beside it and then renamed.
-    Nothing is ever unpickled.
+FORMATS = (
+    Format("npy", (".npy",), (b"\x93NUMPY",), "npy", "stream", keeps_columns=True, is_of_one=True),
+    Format("npz", (".npz",), _ZIP, "npz", "stream", keeps_columns=True),
+    Format("safetensors", (".safetensors",), (), "safetensors", "stream"),
+    Format("pt", (".pt", ".pth"), _ZIP, "torch_file", "stream", keeps_columns=True),
+    Format("h5", (".h5", ".hdf5"), (b"\x89HDF\r\n\x1a\n",), "hdf5", "file"),
+    Format("zarr", (".zarr",), (), "zarr", "folder"),
+    Format("picture", (".png", ".jpg", ".jpeg", ".tif", ".tiff"), _PICTURES, "pictures", "", is_of_one=True),
+)
 
-    Memory:
-        The source is read whole, into memory of its own. Arrays are then shared with what is written, or copied
-        once where the result says so.
+_BY_NAME = {row.name: row for row in FORMATS} | {suffix[1:]: row for row in FORMATS for suffix in row.suffixes}
+_BY_SUFFIX = {suffix: row for row in FORMATS for suffix in row.suffixes}
+_OF_FILES = {suffix[1:] for suffix, row in _BY_SUFFIX.items() if row.target != "folder"}
+_FOLDER = Format("folder", (), (), "folders", "")  # of files of any of these
+
+
+class ArrayFile(Mapping[str, FileArray]):
+    """The arrays of one file or folder by name, of which nothing but the headers has been read.
+
+    Attributes:
+        path: Its name, as the caller wrote it.
+        format: Its format.
+    """
+
+    def __init__(self, path: str, format: Format, arrays: Sequence[FileArray] | FolderArrays) -> None:
+        self.path = path
+        self.format = format
+        self._arrays: Mapping[str, FileArray]
+        if isinstance(arrays, FolderArrays):
+            self._arrays = arrays
+            return
+        self._arrays = {array.name: array for array in arrays}
+        if len(self._arrays) < len(arrays):
+            names = sorted(array.name for array in arrays)
+            twice = next(one for one, other in itertools.pairwise(names) if one == other)
+            raise FormatError("read", f"{remote.shown(path)!r} has two arrays {twice!r}")
+
+    def __getitem__(self, name: str) -> FileArray:
+        return self._arrays[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def local_path(self, name: str) -> str | None:
+        """The path of the file in a folder that holds this array alone; ``None`` for whatever else it may be."""
+        return self._arrays.local_path(name) if isinstance(self._arrays, FolderArrays) else None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+
+def open_file(path: AnyPath, *, format: str | None = None, name: str | None = None) -> ArrayFile:
+    """Read the headers of a file of arrays, or list those in a folder.
 
     Args:
-        source: A ``.npy``, ``.npz`` or ``.safetensors`` file.
-        target: Where the result goes, in a folder that exists.
-        dtype: As in `to_torch`: casts every array of numbers.
-        float_dtype: As in `to_torch`: casts floating arrays only.
-        casting: As in `to_torch`.
-        overwrite: Whether a target that exists is replaced. It keeps its permissions.
-
-    Returns:
-        What became of each array, in the order of the source.
+        path: The file, a folder, a pattern such as ``data/*.npy``, or a URL of one of these.
+        format: Name of its format, where neither suffix nor first bytes tell, or they tell the wrong one; of all files
+            in a folder.
+        name: What an array is called that has no name in its file; else it is the stem of the file's name.
 
     Raises:
-        FormatError: The source is not what it claims to be, or the target cannot be named so.
-        UnsupportedTypeError: The target's format cannot hold an array; nothing was written.
-        LossyCastError: A cast that ``casting`` does not allow; nothing was written.
-        OSError: The system refuses to read or to write.
-
-    >>> import os, tempfile, numpy as np
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     source, target = os.path.join(folder, "a.npy"), os.path.join(folder, "a.safetensors")
-    ...     np.save(source, np.arange(6.0).reshape(2, 3).T)
-    ...     [(c.name, c.plan.dtype, c.nbytes) for c in convert_file(source, target, dtype="float32")]
-    [('a', 'float32', 24)]
-    """
-    _check_target(Path(target), overwrite, "convert_file")
-    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
-        raise FormatError("convert_file", f"source and target are the same file, {_quoted(source)}")
-    arrays = read(source)
-    return write(target, arrays, dtype=dtype, float_dtype=float_dtype, casting=casting, overwrite=overwrite)
-
-
-def read(path: AnyPath, /, *, mapped: bool = False) -> dict[str, Any]:
-    """Read every array of a file, by name; the array of an ``.npy`` file has the file's name.
-
-    Memory:
-        Independent memory of its own. ``mapped=True`` maps the file instead where its format allows: read-only
-        arrays from ``.npy``, privately mapped tensors from ``.safetensors``, which must not outlive the file's bytes.
-
-    Raises:
-        FormatError: The file is missing, truncated, or not what it claims to be.
+        FormatError: It is missing, truncated, or not what it claims to be.
         UnsupportedTypeError: It holds pickled Python objects.
-
-    >>> import os, tempfile, numpy as np
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     np.save(os.path.join(folder, "ages.npy"), np.array([3, 7]))
-    ...     read(os.path.join(folder, "ages.npy"))
-    {'ages': array([3, 7])}
+        MissingDependencyError: It takes a library that is not installed.
     """
-    found = _format_of(path, "read")
-    try:
-        mode = os.stat(path).st_mode
-    except (FileNotFoundError, NotADirectoryError):
-        raise FormatError("read", f"{_quoted(path)}: no such file") from None
-    if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
-        raise FormatError("read", f"{_quoted(path)} is {kind}", hint=f"a {_known()} file")
-    return found.read(Path(path), mapped=mapped)
+    text = remote.local_path(os.fspath(path))
+    given = None if format is None else _by_name(format, "read")
+    if remote.is_url(text):
+        return _open_url(text, given, name)
+    if folders.has_magic(text) or (os.path.isdir(text) and not _is_zarr(text, given)):
+        _check_no_name(name, text)
+        return ArrayFile(text, given or _FOLDER, _local_folder(text, given))
+    if os.path.isdir(text):
+        zarr = _BY_NAME["zarr"]
+        return ArrayFile(text, zarr, zarr.reader.read_headers(text, name or stem(text)))
+    storage = LocalStorage(text)
+    found = given or _told(text, storage)
+    return ArrayFile(text, found, _headers(found, storage, name or stem(text), is_given=given is not None))
 
 
-def write(
-    path: AnyPath,
-    arrays: Mapping[str, Any],
-    /,
-    *,
-    dtype: Any = None,
-    float_dtype: Any = None,
-    casting: Casting = "same_kind",
-    overwrite: bool = False,
-) -> list[Converted]:
-    """Write arrays or tensors by name into a file, all or nothing.
+def _open_url(url: str, given: Format | None, name: str | None) -> ArrayFile:
+    found = given or _BY_SUFFIX.get(_suffix(url))
+    is_pattern = remote.has_magic(url)
+    is_folder = not is_pattern and (found is None or found.target == "folder" or url.endswith("/"))
+    if is_folder and remote.kind_of(url, "read") != "directory":
+        is_folder = False
+    if is_pattern or (is_folder and not (found is _BY_NAME["zarr"] or (given is None and remote.is_zarr_store(url)))):
+        _check_no_name(name, url)
+        return ArrayFile(url, given or _FOLDER, _remote_folder(url, given))
+    if is_folder:
+        zarr = _BY_NAME["zarr"]
+        return ArrayFile(url, zarr, zarr.reader.read_headers(url, name or stem(url)))
+    storage = remote.RemoteStorage(url)
+    found = found or _told(url, storage)
+    return ArrayFile(url, found, _headers(found, storage, name or stem(url), is_given=given is not None))
 
-    Memory:
-        As `to_torch` for ``.safetensors`` and `to_numpy` for the others; what has another layout than the format's
-        is laid out anew, one array at a time.
+
+def _is_zarr(folder: str, given: Format | None) -> bool:
+    if given is not None:
+        return given is _BY_NAME["zarr"]
+    return _suffix(folder) == ".zarr" or folders.is_zarr_store(folder)
+
+
+def _check_no_name(name: str | None, path: str) -> None:
+    if name is not None:
+        fact = f"name={name!r} is for one array, and {remote.shown(path)!r} is a folder or pattern"
+        raise InvalidOptionError("read", fact, hint="leave it out: each array has the name of its file")
+
+
+def _local_folder(path: str, given: Format | None) -> FolderArrays:
+    """The arrays of all files in a folder, or of those that a pattern names."""
+    list_files = folders.files_matching if folders.has_magic(path) else folders.files_in
+    folder, files, stores = list_files(path, _is_known if given is None else _is_any)
+    if not files and not stores:
+        raise _nothing_in(path)
+
+    def open_one(inner: str) -> list[FileArray]:
+        whole = os.path.join(folder, inner)
+        if inner in stores:
+            return _BY_NAME["zarr"].reader.read_headers(whole, stem(inner))
+        return _in_folder(inner, given).reader.read_headers(LocalStorage(whole), stem(inner))
+
+    return _folder_arrays(files, stores, open_one, given, folder)
+
+
+def _folder_arrays(
+    files: Collection[str],
+    stores: set[str],
+    open_one: Callable[[str], list[FileArray]],
+    given: Format | None,
+    root: str | None = None,
+) -> FolderArrays:
+    def is_of_one(inner: str) -> bool:
+        return inner not in stores and _in_folder(inner, given).is_of_one
+
+    return FolderArrays([*files, *stores], open_one, is_of_one, root)
+
+
+def _remote_folder(url: str, given: Format | None) -> FolderArrays:
+    folder, sizes, stores = remote.files_in(url, _is_known if given is None else _is_any)
+    if not sizes and not stores:
+        raise _nothing_in(remote.shown(url))
+
+    def open_one(inner: str) -> list[FileArray]:
+        whole = remote.member(folder, inner)
+        if inner in stores:
+            return _BY_NAME["zarr"].reader.read_headers(whole, stem(inner))
+        storage = remote.RemoteStorage(whole, sizes[inner])
+        return _in_folder(inner, given).reader.read_headers(storage, stem(inner))
+
+    return _folder_arrays(sizes, stores, open_one, given)
+
+
+def _in_folder(path: str, given: Format | None) -> Format:
+    return given or _BY_NAME[path.rpartition(".")[2].lower()]
+
+
+def _is_known(path: str) -> bool:
+    start, _, suffix = path.rpartition(".")
+    return bool(start) and suffix.lower() in _OF_FILES
+
+
+def _is_any(path: str) -> bool:
+    return True
+
+
+def _nothing_in(path: str) -> FormatError:
+    hint = f"known are {', '.join(_BY_SUFFIX)}; format= (--from) names one for all files"
+    return FormatError("read", f"{path!r} has no file of arrays", hint=hint)
+
+
+def format_to_write(path: AnyPath, format: str | None = None) -> Format:
+    """The format that a file is to be written in: by name, or by its suffix.
 
     Raises:
-        FormatError: The file cannot be named so, or exists.
-        UnsupportedTypeError: The format cannot hold an array; nothing was written.
-        LossyCastError: A cast that ``casting`` does not allow; nothing was written.
-        OSError: The system refuses.
-
-    >>> import os, tempfile, torch
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write(os.path.join(folder, "a.npz"), {"x": torch.ones(2)})[0].plan.shares
-    True
+        FormatError: There is none of that suffix, or it can only be read.
     """
-    target = Path(path)
-    found = _format_of(target, "write")
-    _check_target(target, overwrite, "write")
-    _check_names(arrays)
-    options = {"dtype": dtype, "float_dtype": float_dtype, "casting": casting}
-    plans = {name: _planned(name, array, found.WORLD, options) for name, array in arrays.items()}
-    values = {name: _converted(name, array, found.WORLD, options) for name, array in arrays.items()}
-    found.check(values, plans)
-    with atomic(target) as stream:
-        found.write(stream, values)
-    return [Converted(name, plans[name], int(value.nbytes), _note(value)) for name, value in values.items()]
-
-
-def _planned(name: str, array: Any, world: World, options: dict[str, Any]) -> Plan:
-    planned = explain(array, to=world, **options)
-    if planned.error is not None:
-        raise planned.error.at(f"[{name!r}]")
-    return planned
-
-
-def _converted(name: str, array: Any, world: World, options: dict[str, Any]) -> Any:
-    try:
-        return (to_torch if world == "torch" else to_numpy)(array, **options)
-    except NdtorchError as error:
-        raise error.at(f"[{name!r}]") from None
-
-
-def _note(value: Any) -> str:
-    relaid = hasattr(value, "is_contiguous") and not value.is_contiguous()
-    return "laid out row by row in the file" if relaid else ""
-
-
-def _format_of(path: AnyPath, subject: str) -> Format:
-    suffix = Path(path).suffix
-    found = FORMATS.get(suffix.lower())
+    text = os.fspath(path)
+    found = _by_name(format, "write") if format is not None else _BY_SUFFIX.get(_suffix(text))
     if found is None:
-        raise FormatError(
-            subject,
-            f"{_quoted(path)} has " + (f"an unknown suffix, {suffix!r}" if suffix else "no suffix"),
-            hint=f"known formats are {', '.join(FORMATS)}",
+        raise _unknown(text, "write")
+    if not found.target:
+        hint = "image_to_numpy gives an array that Pillow saves: Image.fromarray(array).save(path)"
+        raise FormatError("write", f"{remote.shown(text)!r}: pictures are read, not written", hint=hint)
+    return found
+
+
+def stem(path: str) -> str:
+    """The name of a file without its folder and suffix, for an array that has no name of its own."""
+    return os.path.splitext(os.path.basename(_named(path)))[0] or "array"
+
+
+def _told(path: str, storage: Storage) -> Format:
+    """The format of a file, by its suffix, or else by its first bytes."""
+    found = _BY_SUFFIX.get(_suffix(path)) or _by_content(storage)
+    if found is None:
+        raise _unknown(path, "read")
+    return found
+
+
+def _by_content(storage: Storage) -> Format | None:
+    start = storage.read(0, 16)
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
+        return _BY_NAME["safetensors"]
+    if start.startswith(_ZIP):
+        from .torch_file import is_torch
+
+        return _BY_NAME["pt" if is_torch(storage) else "npz"]
+    return next((row for row in FORMATS if any(start.startswith(magic) for magic in row.magic)), None)
+
+
+def _headers(found: Format, storage: Storage, name: str, *, is_given: bool) -> list[FileArray]:
+    """Read the headers; where the suffix says one format and the first bytes another, an error names that."""
+    try:
+        return found.reader.read_headers(storage, name)
+    except FormatError as error:
+        other = None
+        if not is_given and error.hint is None:
+            with suppress(NdtorchError, OSError):
+                other = _by_content(storage)
+        if other is None or other is found:
+            raise
+        hint = f"its first bytes are those of {other.name}: format={other.name!r} (--from {other.name}) reads it"
+        raise error.renamed("read", hint=hint) from None
+
+
+def _by_name(format: str, subject: str) -> Format:
+    found = _BY_NAME.get(format.lower().removeprefix("."))
+    if found is None:
+        raise InvalidOptionError(
+            subject, f"format={format!r} is unknown", expected=", ".join(row.name for row in FORMATS), got=format
         )
     return found
 
 
-def _check_names(arrays: Mapping[str, Any]) -> None:
-    for name in arrays:
-        try:
-            str.encode(name)
-        except (TypeError, UnicodeEncodeError):
-            raise FormatError(
-                "write", f"the array name {name!r} is not Unicode text", hint="rename the array, or its file"
-            ) from None
+def _suffix(path: str) -> str:
+    return os.path.splitext(os.path.basename(_named(path)))[1].lower()
 
 
-def _check_target(target: Path, overwrite: bool, subject: str) -> None:
-    _format_of(target, subject)
-    folder = Path(os.path.realpath(target)).parent
-    if not folder.is_dir():
-        raise FormatError(subject, f"cannot write {_quoted(target)}: no folder {_quoted(folder)}")
-    if target.is_dir():
-        raise FormatError(subject, f"cannot write {_quoted(target)}: it is a folder")
-    if target.exists() and not overwrite:
-        raise FormatError(
-            subject, f"{_quoted(target)} exists", hint="overwrite=True (--overwrite) replaces it, all or nothing"
-        )
+def _named(path: str) -> str:
+    return (remote.name_in(path) if remote.is_url(path) else path).rstrip("/")
 
 
-@contextmanager
-def atomic(target: Path) -> Iterator[BinaryIO]:
-    """Give a stream whose bytes appear under ``target`` when all of them are safe on the disk, or never.
-
-    Any failure removes the temporary file; only a killed process leaves it, beside the old target.
-    """
-    place = Path(os.path.realpath(target))  # a link stays a link
-    temporary = place.with_name(f".ndtorch-{secrets.token_hex(8)}.tmp")
-    try:
-        with _created(temporary, place) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, place)
-        _sync_folder(place.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError) and not isinstance(error, NdtorchError):
-            raise OSError(error.errno or errno.EIO, error.strerror or str(error), os.fspath(target)) from error
-        raise
-
-
-def _created(temporary: Path, place: Path) -> BinaryIO:
-    """Open a new file with the permissions of the one it replaces, or those of any new file."""
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
-    with suppress(FileNotFoundError):
-        os.chmod(temporary, stat.S_IMODE(place.stat().st_mode))
-    return os.fdopen(descriptor, "wb")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself last; file systems that cannot are left to themselves."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _quoted(path: AnyPath) -> str:
-    return repr(os.fspath(path))
-
-
-def _known() -> str:
-    *most, last = FORMATS
-    return f"{', '.join(most)} or {last}"
+def _unknown(path: str, subject: str) -> FormatError:
+    suffix = _suffix(path)
+    fact = f"{remote.shown(path)!r} has " + (f"an unknown suffix, {suffix!r}" if suffix else "no suffix")
+    known = ", ".join(suffix for row in FORMATS for suffix in row.suffixes)
+    return FormatError(subject, fact, hint=f"known are {known}; format= (--from, --to) names one")

@@ -2,46 +2,48 @@
 
 What a header claims is checked against the bytes that are there before memory is taken; NumPy's own reader would
 take 32 GiB for a file of 128 bytes. Objects are never unpickled.
+
+NumPy has no names for bfloat16 and the float8 formats, and would write them as nameless bytes. They are written as a
+record of one field that has the name of the dtype and its bits as an integer: ``[('bfloat16', '<u2')]``. NumPy reads
+that, and ``array['bfloat16'].view(ml_dtypes.bfloat16)`` is the numbers.
 """
 
 from __future__ import annotations
 
 import ast
+import io
+import itertools
 import math
-import os
+import re
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, BinaryIO, Protocol, cast
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from .._dtypes import BY_NAME, from_numpy_dtype
 from .._errors import FormatError, UnsupportedDtypeError, UnsupportedTypeError
-from .._options import World
-from .._plan import Plan
+from .arrays import FileArray, Stored, column_major, row_major
+from .items import Item
+from .output import Output
+from .storage import Storage
 
-AnyArray = npt.NDArray[Any]
+Read = Callable[[int, int], bytes]
+"""``read(offset, nbytes)``: bytes of a file, or of an entry of an archive; fewer only at its end."""
 
-WORLD: World = "numpy"
-
-_MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"
 _VERSIONS = {1: (2, "latin1"), 2: (4, "latin1"), 3: (4, "utf-8")}  # bytes of the header's length, its encoding
 _MAX_HEADER = 1 << 16  # Python's parser is not made for more; NumPy itself stops at 10,000
-_CHUNK = 1 << 22
-
-
-class Stream(Protocol):
-    """What an array can be read from: a file, or an entry of an archive."""
-
-    def read(self, size: int, /) -> bytes:
-        """Read at most ``size`` bytes."""
-
-    def readinto(self, buffer: memoryview, /) -> int | None:
-        """Read into a buffer and say how much."""
+_MAX_NESTING = 60  # of brackets: a record in a record has three
+_QUOTED = re.compile(r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\"")
+_PLAIN = re.compile(r"(?:[\s\d()\[\]{},:]|-(?=\d)|True|False|None)*")
+_ALIGNMENT = 64
+_FIRST_READ = 4096
+_NONSENSE = (ValueError, TypeError, SyntaxError, AttributeError, LookupError, ArithmeticError)
+_filters = threading.Lock()  # the filters of warnings belong to the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,90 +67,145 @@ class Header:
         """Bytes of the elements, as an exact integer."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-
-def read(path: Path, *, mapped: bool = False) -> dict[str, Any]:
-    """Read the array, under the file's name.
-
-    Memory:
-        Memory of its own, or a read-only memory map if ``mapped``.
-    """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        where = repr(os.fspath(path))
-        header = read_header(file, size, where)
-        if not mapped or not header.data_nbytes:
-            return {path.stem: read_data(file, header, where)}
-        with _sensible_shape(header, where):
-            array: Any = np.memmap(file, header.dtype, "r", header.nbytes, header.shape, cast(Any, header.order))
-        return {path.stem: array}
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Bytes from one element to the next, by axis."""
+        make = column_major if self.order == "F" else row_major
+        return make(self.shape, self.dtype.itemsize)
 
 
-def check(values: Mapping[str, Any], plans: Mapping[str, Plan]) -> None:
+def read_headers(storage: Storage, name: str) -> list[FileArray]:
+    """Read the header of the one array, which gets ``name``."""
+    where = repr(storage.path)
+    header = read_header(storage.read, storage.size, where)
+    layout = Stored(storage, header.nbytes, header.strides)
+    return [FileArray(name, where, header.dtype, header.shape, layout)]
+
+
+def check(items: Sequence[Item]) -> None:
     """Refuse anything but one array, and dtypes that a header cannot name."""
-    if len(values) != 1:
-        names = ", ".join(map(repr, list(values)[:6])) + (", ..." if len(values) > 6 else "")
-        raise FormatError(
-            "write", f"a .npy file holds one array, not {len(values)}: {names}", hint=".npz and .safetensors hold many"
-        )
-    for name, value in values.items():
-        check_dtype(name, value, ".npy")
+    if len(items) != 1:
+        names = ", ".join(repr(item.name) for item in items[:6]) + (", ..." if len(items) > 6 else "")
+        hint = ".npz and .safetensors hold many"
+        raise FormatError("write", f"a .npy file holds one array, not {len(items)}: {names}", hint=hint)
+    check_dtype(items[0], ".npy")
 
 
-def check_dtype(name: str, value: Any, suffix: str) -> None:
-    """Refuse what NumPy would pickle, drop or write as nameless bytes, such as bfloat16."""
-    if not isinstance(value, np.ndarray):
-        raise UnsupportedTypeError(
-            "write", f"cannot write {name!r}: {suffix} holds arrays, not a {type(value).__name__}"
-        )
-    if isinstance(value, np.ma.MaskedArray):
-        hint = "array.filled(value) fills it; .data and .mask are arrays"
-        raise UnsupportedTypeError("write", f"cannot write {name!r}: {suffix} has no masks", hint=hint)
-    if value.dtype.hasobject:
+def check_dtype(item: Item, suffix: str) -> None:
+    """Refuse what NumPy would pickle, or write as nameless bytes."""
+    if item.dtype.hasobject:
         hint = "array.astype(dtype) with a dtype of numbers or text"
-        raise UnsupportedTypeError("write", f"cannot write {name!r}: Python objects are never pickled", hint=hint)
-    if not _can_be_named(value.dtype):
+        raise UnsupportedTypeError("write", f"cannot write {item.name!r}: Python objects are never pickled", hint=hint)
+    if not item.dtype.itemsize and 0 not in item.shape:
+        raise UnsupportedDtypeError(
+            "write", f"cannot write {item.name!r}: its elements have no bytes", dtype=str(item.dtype)
+        )
+    if not _can_be_named(item.dtype):
         raise UnsupportedDtypeError(
             "write",
-            f"cannot write {name!r}: {suffix} has no name for {value.dtype}",
-            hint="dtype='float32' (--dtype float32) holds every value of it, .safetensors keeps the dtype",
-            dtype=str(value.dtype),
+            f"cannot write {item.name!r}: {suffix} has no name for {item.dtype}",
+            hint="dtype='float32' (--dtype float32) holds every value of it",
+            dtype=str(item.dtype),
         )
+    length = len(header_of(item)) if item.dtype.names is not None else 0
+    if length > _MAX_HEADER:
+        hint = "array['field'] is an array of its own"
+        fact = f"cannot write {item.name!r}: the names of its {len(item.dtype.names or ())} fields are too long"
+        raise FormatError("write", fact, expected=f"at most {_MAX_HEADER} bytes", got=length, hint=hint)
 
 
 def _can_be_named(dtype: np.dtype[Any]) -> bool:
+    return from_numpy_dtype(dtype) is not None or _has_name(dtype)
+
+
+def _has_name(dtype: np.dtype[Any]) -> bool:
     if dtype.names is not None:
-        return all(_can_be_named(dtype[name]) for name in dtype.names)
+        return all(_has_name(dtype[name]) for name in dtype.names)
     if dtype.subdtype is not None:
-        return _can_be_named(dtype.subdtype[0])
-    return np.dtype(dtype.str) == dtype
+        return _has_name(dtype.subdtype[0])
+    try:
+        return np.dtype(dtype.str) == dtype
+    except TypeError:  # ml_dtypes calls a float8 "<f1", which NumPy does not know
+        return False
 
 
-def write(stream: BinaryIO, values: Mapping[str, Any]) -> None:
+def write(output: Output, items: Sequence[Item]) -> None:
     """Write the one array."""
-    for array in values.values():
-        write_array(stream, array)
+    for item in items:
+        write_array(output, item)
 
 
-def write_array(stream: Any, array: AnyArray) -> None:
-    """Write header and elements, in Fortran order where that is the array's own.
-
-    A real file would be written behind Python's back, where a full disk is an error without a number.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that field names outside latin-1 need version 3 of the header
-        np.lib.format.write_array(SimpleNamespace(write=stream.write), np.asarray(array), allow_pickle=False)
+def write_array(output: Output, item: Item) -> None:
+    """Write header and elements, in Fortran order where that is the array's own."""
+    output.write(header_of(item))
+    output.write_as_it_lies(item)
 
 
-def read_header(stream: Stream, size: int, where: str) -> Header:
-    """Read what a stream of ``size`` bytes claims to hold, and compare with ``size``.
+def header_of(item: Item) -> bytes:
+    """The bytes before the elements."""
+    descr = _descr(_written_as(item.dtype))
+    claims = {"descr": descr, "fortran_order": item.order == "F", "shape": item.shape}
+    stream = io.BytesIO()
+    try:
+        np.lib.format.write_array_header_1_0(stream, claims)
+    except ValueError:  # too long, or field names outside latin-1
+        text = repr(claims).encode()
+        padding = -(len(MAGIC) + 6 + len(text) + 1) % _ALIGNMENT
+        text += b" " * padding + b"\n"
+        return MAGIC + bytes((3, 0)) + len(text).to_bytes(4, "little") + text
+    return stream.getvalue()
+
+
+def _descr(dtype: np.dtype[Any]) -> Any:
+    if not _has_metadata(dtype):
+        return np.lib.format.dtype_to_descr(dtype)
+    with _filters, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # metadata of a dtype is not kept
+        return np.lib.format.dtype_to_descr(dtype)
+
+
+def _has_metadata(dtype: np.dtype[Any]) -> bool:
+    if dtype.metadata is not None:
+        return True
+    return any(_has_metadata(dtype[name]) for name in dtype.names or ()) or (
+        dtype.subdtype is not None and _has_metadata(dtype.subdtype[0])
+    )
+
+
+def _written_as(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    row = from_numpy_dtype(dtype)
+    if row is None or _has_name(dtype):
+        return dtype
+    return np.dtype([(row.name, f"<u{dtype.itemsize}")])
+
+
+def _read_as(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The number format that a record of one field stands for, where its name says so."""
+    if dtype.names is None or len(dtype.names) != 1:
+        return dtype
+    row = BY_NAME.get(dtype.names[0])
+    if row is None or row.numpy is None or _has_name(row.numpy):
+        return dtype
+    return row.numpy if dtype == np.dtype([(row.name, f"<u{row.itemsize}")]) else dtype
+
+
+# --- reading
+
+
+def read_header(read: Read, size: int, where: str) -> Header:
+    """Read what a file or entry of ``size`` bytes claims to hold, and compare with ``size``.
 
     Raises:
         FormatError: It is not a header, or its claim is not what is there.
         UnsupportedTypeError: The elements are pickled objects.
     """
-    text, nbytes = _header_text(stream, where)
-    dtype, shape, order = _parsed_header(text, where)
-    header = Header(dtype, shape, order, nbytes)
+    raw, encoding, begin = _header_text(read, where)
+    try:
+        dtype, shape, order = _parsed(raw, encoding)
+    except (*_NONSENSE, RecursionError, MemoryError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FormatError("read", f"{where} has a header that says nothing sensible: {reason[:200]}") from None
+    header = Header(dtype, shape, order, begin + len(raw))
     if dtype.hasobject:
         hint = "save it as numbers or text: array.astype(dtype)"
         raise UnsupportedTypeError("read", f"{where} holds Python objects, which are never unpickled", hint=hint)
@@ -156,64 +213,58 @@ def read_header(stream: Stream, size: int, where: str) -> Header:
         raise FormatError("read", f"{where} claims the shape {shape}, which has a negative size")
     if not dtype.itemsize and 0 not in shape:
         raise FormatError("read", f"{where} claims elements of no bytes, dtype {dtype}")
-    if size != nbytes + header.data_nbytes:
-        word = "ends before its array does" if size < nbytes + header.data_nbytes else "goes on after its array"
-        raise FormatError("read", f"{where} {word}", expected=f"{nbytes + header.data_nbytes} bytes", got=size)
+    expected = header.nbytes + header.data_nbytes
+    if size != expected:
+        word = "ends before its array does" if size < expected else "goes on after its array"
+        raise FormatError("read", f"{where} {word}", expected=f"{expected} bytes", got=size)
     return header
 
 
-def _header_text(stream: Stream, where: str) -> tuple[str, int]:
-    start = stream.read(8)
+def _header_text(read: Read, where: str) -> tuple[bytes, str, int]:
+    start = read(0, _FIRST_READ)
     if not start:
         raise FormatError("read", f"{where} is empty")
-    if start[:6] != _MAGIC or len(start) < 8:
-        raise FormatError("read", f"{where} does not begin as .npy does", expected=_MAGIC, got=start[:6])
+    if start[:6] != MAGIC or len(start) < 8:
+        raise FormatError("read", f"{where} does not begin as .npy does", expected=MAGIC, got=start[:6])
     if start[6] not in _VERSIONS:
         raise FormatError("read", f"{where} has an unknown .npy version", expected="1, 2 or 3", got=start[6])
     width, encoding = _VERSIONS[start[6]]
-    length = int.from_bytes(stream.read(width), "little")
+    begin = 8 + width
+    length = int.from_bytes(start[8:begin], "little")
     if length > _MAX_HEADER:
         raise FormatError("read", f"{where} has an absurd header", expected=f"at most {_MAX_HEADER} bytes", got=length)
-    raw = stream.read(length)
+    raw = start[begin : begin + length]
+    if len(raw) < length and len(start) == _FIRST_READ:
+        raw = read(begin, length)
     if len(raw) < length:
         raise FormatError("read", f"{where} ends inside its header", expected=f"{length} bytes", got=len(raw))
-    return raw.decode(encoding, "replace"), 8 + width + length
+    return raw, encoding, begin
 
 
-def _parsed_header(text: str, where: str) -> tuple[np.dtype[Any], tuple[int, ...], str]:
-    try:
-        claims = ast.literal_eval(text.strip())
-        if set(claims) != {"descr", "fortran_order", "shape"}:
-            raise ValueError(f"its keys are {sorted(claims)}")
-        shape, fortran = claims["shape"], claims["fortran_order"]
-        if type(shape) is not tuple or any(type(n) is not int for n in shape) or type(fortran) is not bool:
-            raise ValueError(f"shape {shape!r}, fortran_order {fortran!r}")
-        dtype = np.lib.format.descr_to_dtype(claims["descr"])
-        if dtype.subdtype is not None:
-            raise ValueError(f"dtype {dtype} is an array itself")
-    except (ValueError, TypeError, SyntaxError, AttributeError, IndexError, RecursionError, MemoryError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FormatError("read", f"{where} has a header that says nothing sensible: {reason[:200]}") from None
-    return dtype, shape, "F" if fortran else "C"
+def _check_syntax(text: str) -> None:
+    """Refuse what no header has: Python's parser ends the process where the stack of a thread is too small for it."""
+    rest = _QUOTED.sub("", text)
+    if not _PLAIN.fullmatch(rest):
+        raise ValueError("it is more than numbers, text, tuples, lists and a dict")
+    depth = itertools.accumulate((each in "([{") - (each in ")]}") for each in rest)
+    if max(depth, default=0) > _MAX_NESTING:
+        raise ValueError(f"its brackets are more than {_MAX_NESTING} deep")
 
 
-def read_data(stream: Stream, header: Header, where: str) -> AnyArray:
-    """Read the elements after a checked header into new memory."""
-    raw = np.empty(header.data_nbytes, np.uint8)
-    view, done = memoryview(cast(Any, raw)), 0
-    while done < raw.nbytes:
-        count = stream.readinto(view[done : done + _CHUNK])
-        if not count:
-            raise FormatError("read", f"{where} ends inside its array", expected=f"{raw.nbytes} bytes", got=done)
-        done += count
-    with _sensible_shape(header, where):
-        return np.ndarray(header.shape, header.dtype, buffer=raw, order=cast(Any, header.order))
-
-
-@contextmanager
-def _sensible_shape(header: Header, where: str) -> Iterator[None]:
-    """More dimensions or larger ones than NumPy has are the file's fault."""
-    try:
-        yield
-    except (ValueError, OverflowError) as error:
-        raise FormatError("read", f"{where} claims the shape {header.shape}: {error}") from None
+@lru_cache(maxsize=256)
+def _parsed(raw: bytes, encoding: str) -> tuple[np.dtype[Any], tuple[int, ...], str]:
+    text = raw.decode(encoding, "replace").strip()
+    _check_syntax(text)
+    claims = ast.literal_eval(text)
+    if set(claims) != {"descr", "fortran_order", "shape"}:
+        raise ValueError(f"its keys are {sorted(claims)}")
+    shape, fortran = claims["shape"], claims["fortran_order"]
+    if type(shape) is not tuple or any(type(n) is not int for n in shape) or type(fortran) is not bool:
+        raise ValueError(f"shape {str(shape)[:80]}, fortran_order {str(fortran)[:80]}")
+    if any(abs(n) >> 63 for n in shape):  # Python refuses to print the largest numbers
+        raise ValueError("a size in its shape is no 64-bit integer")
+    dtype = np.lib.format.descr_to_dtype(claims["descr"])
+    if dtype.subdtype is not None:
+        raise ValueError(f"dtype {dtype} is an array itself")
+    np.broadcast_to(np.empty((), bool), [1] * len(shape))  # has at most 64 axes, says NumPy
+    return _read_as(dtype), shape, "F" if fortran else "C"

@@ -80,6 +80,8 @@ REGISTRY = (
     Library("tensorflow", ("Tensor", "Variable"), *_both_ways("tensorflow")),
     Library("tensorflow", ("RaggedTensor",), _late("tensorflow", "take_ragged")),
     Library("tensorflow", ("SparseTensor",), _late("tensorflow", "take_sparse")),
+    Library("ndtorch._read", ("LazyArray",), _late("lazy", "take")),
+    Library("ndtorch._read", ("LazyArrays",), _late("lazy", "take_all")),
     Library("PIL.Image", ("Image",), *_both_ways("pillow")),
 )
 

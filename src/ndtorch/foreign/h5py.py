@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .._errors import FormatError
+from ..files.hdf5 import MAX_MEMBERS
 from .forms import Foreign, Inner, Parts, Refused, Restore, Unread, restore_members
 
 AnyArray = npt.NDArray[Any]
 
-_MAX_MEMBERS = 100_000  # a file of hard links may hold more paths than there are atoms
 _CLOSED = "its file is closed"
 _OPEN = "h5py.File(path) opens it"
 
@@ -141,8 +141,8 @@ def _take_group(group: Any, h5py: Any, above: tuple[Any, ...], count: list[int])
     keys = []
     for name in group:
         count[0] += 1
-        if count[0] > _MAX_MEMBERS:
-            fact = f"it has more than {_MAX_MEMBERS} members"
+        if count[0] > MAX_MEMBERS:
+            fact = f"it has more than {MAX_MEMBERS} members"
             return Refused("h5py", "group", (), fact, "convert its members one by one")
         member = _member(group, name, h5py, above, count)
         if member is not None:

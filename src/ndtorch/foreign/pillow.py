@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from .._errors import ShapeMismatchError
+from ..files.pictures import fill_pixels, form_of, pixel_of
 from .forms import Foreign, Inner, Restore, Unread
 
 AnyArray = npt.NDArray[Any]
-
-_STRIP = 1 << 18  # bytes that are on their way at a time, so that they stay in the cache
 
 _NOTES = {
     "P": "its pixels are indices into a palette: picture.convert('RGB') gives colours",
@@ -23,51 +22,18 @@ _NOTES = {
 
 def take(source: Any, inner: Inner) -> Foreign:
     """Take a picture, of which only the header may have been read so far."""
-    dtype, shape = _form(source)
+    dtype, shape = form_of(source)
 
     def read() -> AnyArray:
         array = np.empty(shape, dtype)
-        _fill(source, array)
+        fill_pixels(source, array)
         return array
 
     def fill(array: AnyArray) -> None:
-        _fill(source, array)
+        fill_pixels(source, array)
 
     reason = "Pillow keeps its pixels in a layout of its own"
     return Unread("PIL", dtype, shape, reason, read, fill, note=_NOTES.get(source.mode, ""))
-
-
-def _form(picture: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """Dtype and shape of its pixels."""
-    dtype, bands = _pixel(picture.mode)
-    size = (picture.height, picture.width)
-    return dtype, size if bands == 1 else (*size, bands)
-
-
-def _pixel(mode: str) -> tuple[np.dtype[Any], int]:
-    """Dtype of a channel and how many channels there are."""
-    found = sys.modules["PIL.ImageMode"].getmode(mode)
-    return np.dtype(found.typestr), len(found.bands)
-
-
-def _fill(picture: Any, array: AnyArray) -> None:
-    """Decode the picture if need be, then copy strip by strip: all of it as bytes at once takes five times as long.
-
-    Raises:
-        ValueError: Decoding has shown that the header had another size or mode.
-    """
-    picture.load()
-    if _form(picture) != (array.dtype, array.shape):
-        raise ValueError(f"its header and its pixels disagree: they are {picture.mode} of size {picture.size}")
-    if not array.size:
-        return
-    width, is_bits = picture.width, picture.mode == "1"
-    rows = max(_STRIP // array[0].nbytes, 1)
-    for top in range(0, picture.height, rows):
-        strip = array[top : top + rows]
-        pixels = picture.crop((0, top, width, top + len(strip))).tobytes("raw", "L" if is_bits else picture.mode)
-        values = np.frombuffer(pixels, np.uint8 if is_bits else array.dtype).reshape(strip.shape)
-        strip[...] = values != 0 if is_bits else values
 
 
 def restore(source: Any, like: Any, inner: Restore) -> Any:
@@ -79,7 +45,7 @@ def restore(source: Any, like: Any, inner: Restore) -> Any:
     Raises:
         ShapeMismatchError: The array is no picture of that many channels.
     """
-    dtype, bands = _pixel(like.mode)
+    dtype, bands = pixel_of(like.mode)
     array = inner(source, np.empty((0,), dtype))
     wanted = 2 if bands == 1 else 3
     if array.ndim != wanted or (bands > 1 and array.shape[2] != bands):
@@ -103,7 +69,7 @@ def restore(source: Any, like: Any, inner: Restore) -> Any:
 
 def wrap(array: AnyArray, like: Any) -> Any:
     """Make a picture of an array that fits the example's mode; else it stays an array."""
-    dtype, bands = _pixel(like.mode)
+    dtype, bands = pixel_of(like.mode)
     shape = array.shape[2:] if array.ndim == 3 else ()
     fits = array.dtype == dtype and array.ndim in (2, 3) and shape == (() if bands == 1 else (bands,))
     return restore(array, like, lambda source, example: source) if fits else array

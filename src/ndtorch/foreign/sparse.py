@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .._dtypes import BY_TORCH, from_numpy_dtype
+from .._dtypes import from_numpy_dtype
 from .._errors import ShapeMismatchError, UnsupportedTypeError
+from .._torch_dtypes import BY_TORCH
 from .forms import Foreign, Inner, Parts, Refused, Restore, Unread
 from .indices import common_dtype, coordinate_matrix, index_part, survey, why_coordinates_unsound
 

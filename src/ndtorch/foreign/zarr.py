@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .._errors import FormatError
+from ..files.chunks import count_chunks, places
+from ..files.zarr_arrays import MAX_LISTED, WRITE_ALL, count_missing, index_nbytes
 from .forms import Foreign, Inner, Parts, Refused, Restore, Unread, restore_members
 
 AnyArray = npt.NDArray[Any]
@@ -48,7 +48,7 @@ def _take_array(source: Any) -> Foreign:
     missing, note = _missing_chunks(source)
     if missing:
         reads = f"array[...] reads them as fill_value ({source.fill_value!r})"
-        hint = f"{reads}; zarr leaves out chunks of that value unless config={{'write_empty_chunks': True}}"
+        hint = f"{reads}; {WRITE_ALL}"
         return Refused("zarr", str(dtype), shape, missing, hint, FormatError)
 
     def fill(array: AnyArray) -> None:
@@ -71,7 +71,7 @@ def _missing_chunks(source: Any) -> tuple[str, str]:
         return "", _NO_LIST
     total, found = _count_chunks(source)
     if found == total:
-        return "", ""
+        return _missing_in_shards(source), ""
     what = "shards" if getattr(source, "shards", None) else "chunks"
     return f"{total - found} of its {total} {what} are missing", ""
 
@@ -81,24 +81,58 @@ def _count_chunks(source: Any) -> tuple[int, int]:
 
     ``nchunks_initialized`` says the same, in a time that grows with the square of them.
     """
-    sync, encode = getattr(sys.modules.get("zarr.core.sync"), "sync", None), None
-    encode = getattr(source.metadata, "encode_chunk_key", None)
+    sync, encode = _sync(), getattr(source.metadata, "encode_chunk_key", None)
     if sync is None or encode is None:
         return source.nchunks, source.nchunks_initialized
-    prefix = f"{source.path}/" if source.path else ""
-    stored = sync(_listed(source.store, prefix))
-    wanted = [prefix + encode(place) for place in _places(source)]
-    return len(wanted), sum(key in stored for key in wanted)
+    stored = sync(_listed(source.store, _prefix(source)))
+    total = count_chunks(source.shape, _sizes(source))
+    if total > max(len(stored), MAX_LISTED):  # too many to name each
+        return total, len(stored)
+    wanted = (_prefix(source) + encode(place) for place in places(source.shape, _sizes(source)))
+    return total, sum(key in stored for key in wanted)
+
+
+def _missing_in_shards(source: Any) -> str:
+    """Say how many chunks the indices of the shards have no place for, where the index is of the usual kind."""
+    sync = _sync()
+    codec: Any = next(iter(getattr(source.metadata, "codecs", ())), None)
+    nbytes = index_nbytes(codec, _sizes(source)) if hasattr(codec, "index_codecs") else None
+    if sync is None or nbytes is None or not hasattr(source.metadata, "encode_chunk_key"):
+        return ""
+    shards = list(places(source.shape, _sizes(source)))
+    keys = [_prefix(source) + source.metadata.encode_chunk_key(place) for place in shards]
+    at_end = getattr(codec.index_location, "value", "end") == "end"
+    missing = 0
+    for place, index in zip(shards, sync(_indices(source.store, keys, nbytes, at_end)), strict=True):
+        if index is None or len(index) < nbytes:
+            return f"its shard {place} ends before its index"
+        missing += count_missing(index, codec, source.shape, _sizes(source), place)
+    return f"{missing} chunks in its shards are missing" if missing else ""
 
 
 async def _listed(store: Any, prefix: str) -> set[str]:
     return {key async for key in store.list_prefix(prefix)}
 
 
-def _places(source: Any) -> Iterator[tuple[int, ...]]:
-    """The coordinates of every chunk, or shard of chunks."""
-    sizes = source.shards or source.chunks
-    return itertools.product(*(range(-(-n // size)) for n, size in zip(source.shape, sizes, strict=True)))
+async def _indices(store: Any, keys: list[str], nbytes: int, at_end: bool) -> list[bytes | None]:
+    """The first or last bytes of each object."""
+    abc, prototype = sys.modules["zarr.abc.store"], sys.modules["zarr.core.buffer"].default_buffer_prototype()
+    part = abc.SuffixByteRequest(nbytes) if at_end else abc.RangeByteRequest(0, nbytes)
+    found = [await store.get(key, prototype, byte_range=part) for key in keys]
+    return [None if each is None else each.to_bytes() for each in found]
+
+
+def _sync() -> Any:
+    return getattr(sys.modules.get("zarr.core.sync"), "sync", None)
+
+
+def _prefix(source: Any) -> str:
+    return f"{source.path}/" if source.path else ""
+
+
+def _sizes(source: Any) -> tuple[int, ...]:
+    """Of what is one object: a chunk, or a shard of chunks."""
+    return tuple(source.shards or source.chunks)
 
 
 # --- groups

@@ -1,0 +1,134 @@
+"""Servers on this machine: one that speaks S3, one for files over HTTP, both counting what they are asked for."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, NamedTuple
+
+_REFUSAL = b"<Error><Code>AccessDenied</Code><Message>not today</Message></Error>"
+
+
+class Request(NamedTuple):
+    """What was asked for, and the bytes of the answer."""
+
+    method: str
+    path: str
+    query: str
+    nbytes: int
+
+
+class S3Server:
+    """moto's server, which keeps objects in memory.
+
+    Attributes:
+        url: Its address.
+        requests: What it was asked for.
+        refuse: Requests for which this is true are answered with an error.
+    """
+
+    def __init__(self) -> None:
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.requests: list[Request] = []
+        self.refuse: Callable[[Request], bool] = lambda request: False
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
+
+    def _answer(self, environ: dict[str, Any], start_response: Any) -> Any:
+        request = Request(environ["REQUEST_METHOD"], environ["PATH_INFO"], environ["QUERY_STRING"], 0)
+        if self.refuse(request):
+            environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+            start_response("403 Forbidden", [("Content-Type", "application/xml")])
+            return (
+                []
+                if request.method == "HEAD"
+                else [b"<Error><Code>AccessDenied</Code><Message>not today</Message></Error>"]
+            )
+
+        def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
+            length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
+            self.requests.append(request._replace(nbytes=length if request.method == "GET" else 0))
+            return start_response(status, headers, *rest)
+
+        return self._app(environ, start)
+
+    def stop(self) -> None:
+        """Answer nothing any more."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    @contextmanager
+    def counted(self) -> Iterator[list[Request]]:
+        """Give the list of what is asked for from now on."""
+        self.requests = []
+        yield self.requests
+
+
+class WebServer:
+    """Files over HTTP.
+
+    Args:
+        files: Their bytes by path.
+        ranges: Whether parts are served, and not only whole files.
+        says_length: Whether an answer says how long the file is.
+    """
+
+    def __init__(self, files: dict[str, bytes], *, ranges: bool = True, says_length: bool = True) -> None:
+        self.sent = sent = []
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.0"
+
+            def do_HEAD(self) -> None:
+                self._answer(with_body=False)
+
+            def do_GET(self) -> None:
+                self._answer(with_body=True)
+
+            def _answer(self, *, with_body: bool) -> None:
+                data = files.get(self.path.partition("?")[0])
+                if data is None:
+                    self.send_error(404)
+                    return
+                asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")) if ranges else None
+                begin, end = (int(asked[1]), min(int(asked[2]) + 1, len(data))) if asked else (0, len(data))
+                self.send_response(206 if asked else 200)
+                if asked:
+                    self.send_header("Content-Range", f"bytes {begin}-{end - 1}/{len(data)}")
+                if says_length:
+                    self.send_header("Content-Length", str(end - begin))
+                self.end_headers()
+                if with_body:
+                    try:
+                        self.wfile.write(data[begin:end])
+                    except OSError:
+                        return  # whoever asked has had enough
+                    sent.append(end - begin)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> WebServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
