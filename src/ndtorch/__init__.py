@@ -6,6 +6,7 @@ To look into a file takes no torch, whose import takes seconds: where nobody has
 name that needs it.
 """
 
+import importlib
 import sys
 import typing
 
@@ -20,8 +21,11 @@ from ._errors import (
     UnsupportedDtypeError,
     UnsupportedTypeError,
 )
-from ._inspect import ArrayInfo, Inspection, inspect
-from ._statistics import Statistics
+
+if typing.TYPE_CHECKING:
+    from ._inspect import ArrayInfo, Inspection, inspect
+    from ._report import report
+    from ._statistics import Statistics
 
 if typing.TYPE_CHECKING or "torch" in sys.modules:
     from ._api import (
@@ -45,7 +49,6 @@ if typing.TYPE_CHECKING or "torch" in sys.modules:
         trace,
         write,
     )
-    from ._report import report
 
 __version__ = "0.1.0"
 __all__ = [
@@ -84,6 +87,15 @@ __all__ = [
     "write",
 ]
 
+# What is imported when it is asked for, and takes no torch.
+_LATE = {
+    "ArrayInfo": "_inspect",
+    "Inspection": "_inspect",
+    "Statistics": "_statistics",
+    "inspect": "_inspect",
+    "report": "_report",
+}
+
 
 def __dir__() -> list[str]:
     return __all__
@@ -92,11 +104,10 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> typing.Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "report":
-        from ._report import report
+    if name in _LATE:
+        globals()[name] = getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
+    else:
+        from . import _api
 
-        return report
-    from . import _api
-
-    globals().update({each: getattr(_api, each) for each in _api.__all__})
+        globals().update({each: getattr(_api, each) for each in _api.__all__})
     return globals()[name]
