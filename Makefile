@@ -43,6 +43,7 @@ fuzz: .venv/built ## read spoiled files of every format for a minute: make fuzz 
 
 bench: .venv/built ## measure against the peers
 	$(PIP) install -c constraints.txt --group bench
+	$(BIN)/python benchmarks/bench.py --memory
 	$(BIN)/python benchmarks/bench.py --growth --pictures --readme --json out/bench.json
 
 clean: ## remove everything that make made
