@@ -19,7 +19,8 @@ from hypothesis.extra import numpy as hnp
 import ndtorch as nd
 from ndtorch._read import LazyArray
 from ndtorch.files import open_file
-from ndtorch.files.arrays import FileArray, Packed, Stored, row_major
+from ndtorch.files.arrays import FileArray, Packed, Stored
+from ndtorch.files.indexing import row_major
 from ndtorch.files.storage import LocalStorage
 
 

@@ -32,6 +32,7 @@ ORDER = (
     "ndtorch._torch_dtypes",
     "ndtorch._memory",
     "ndtorch.files.storage",
+    "ndtorch.files.indexing",
     "ndtorch.files.arrays",
     "ndtorch.files.items",
     "ndtorch.files.output",

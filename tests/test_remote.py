@@ -34,15 +34,6 @@ _counter = itertools.count()
 FORMATS_BOTH_WAYS = [row.name for row in FORMATS if row.target]
 
 
-def needs_format(name: str) -> None:
-    row = next(row for row in FORMATS if row.name == name)
-    try:
-        if not hasattr(row.reader, "read_headers"):
-            pytest.skip(f"{name} is not written yet")
-    except ModuleNotFoundError:
-        pytest.skip(f"{name} is not written yet")
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[S3Server]:
     server = S3Server()
@@ -317,7 +308,6 @@ def test_upload_in_parts_is_whole(server, s3):
 @pytest.mark.parametrize("format", FORMATS_BOTH_WAYS)
 @pytest.mark.parametrize("place", ["s3", "memory"])
 def test_every_format_goes_up_and_comes_down(place, format, request, tmp_path):
-    needs_format(format)
     home = request.getfixturevalue(place)
     array = numbers(40, 3).astype("float32")
     np.save(tmp_path / "x.npy", array)

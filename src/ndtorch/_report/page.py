@@ -15,7 +15,8 @@ from typing import Any
 from .._drawing import Kind, Layout, layout_svg
 from .._inspect import ArrayInfo, Inspection, plain, printable, short, size_text, statistics_cells
 from .._statistics import Histogram, Statistics
-from ..files.arrays import FileArray, Stored, row_major
+from ..files.arrays import FileArray, Stored
+from ..files.indexing import row_major
 from .sample import View
 
 _STATISTICS = ("min", "max", "mean", "std", "NaN", "inf", "zeros")

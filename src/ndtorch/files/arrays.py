@@ -16,11 +16,11 @@ import numpy.typing as npt
 from .._dtypes import from_numpy_dtype
 from .._errors import FormatError, NdtorchError
 from .._memory import byte_bounds, footprint
+from .indexing import are_dense, bounds, column_major, for_array, is_basic, slabs
 from .storage import LocalStorage, Storage, checksum_of, empty, join_checksums, read_transposed
 
 AnyArray = npt.NDArray[Any]
 Order = Literal["C", "F"]
-Key = tuple[int | slice, ...]
 
 BLOCK = 16 << 20
 """Bytes that are streamed at a time: far above what a system call costs, far below memory."""
@@ -144,9 +144,9 @@ class FileArray:
         if not isinstance(self.layout, Stored):
             return self.layout.order if isinstance(self.layout, Packed) else ""
         itemsize = self.dtype.itemsize
-        if _are_dense(self.shape, self.layout.strides, itemsize):
+        if are_dense(self.shape, self.layout.strides, itemsize):
             return "C"
-        return "F" if _are_dense(self.shape[::-1], self.layout.strides[::-1], itemsize) else "strided"
+        return "F" if are_dense(self.shape[::-1], self.layout.strides[::-1], itemsize) else "strided"
 
     def __str__(self) -> str:
         return f"{self.dtype_text}[{','.join(map(str, self.shape))}]"
@@ -227,17 +227,17 @@ class FileArray:
         self.require()
         mapped = self.map()
         if mapped is not None:
-            return np.asarray(mapped[_for_array(key)])
-        if isinstance(self.layout, Stored) and _is_basic(key):
+            return np.asarray(mapped[for_array(key)])
+        if isinstance(self.layout, Stored) and is_basic(key):
             return self._read_part(self.layout, key if isinstance(key, tuple) else (key,))
         if isinstance(self.layout, Packed):
             slices, rest = bounds(key, self.shape)
-            return np.asarray(self.layout.read(slices)[_for_array(rest)], self.dtype)
-        return np.asarray(self.read()[_for_array(key)])
+            return np.asarray(self.layout.read(slices)[for_array(rest)], self.dtype)
+        return np.asarray(self.read()[for_array(key)])
 
     def _read_part(self, layout: Stored, key: tuple[Any, ...]) -> AnyArray:
         whole = footprint(_ANYWHERE, self.shape, layout.strides, self.dtype.itemsize)
-        return self._at(layout, whole[_for_array(key)])
+        return self._at(layout, whole[for_array(key)])
 
     def _at(self, layout: Stored, part: AnyArray) -> AnyArray:
         """Read the elements that a part of the footprint stands for."""
@@ -325,7 +325,7 @@ class FileArray:
     def _packed_blocks(self, layout: Packed) -> Iterator[AnyArray]:
         for key in slabs(self.shape, max(_SLAB // self.dtype.itemsize, 1), layout.rows):
             slices, rest = bounds(key, self.shape)
-            yield np.ascontiguousarray(layout.read(slices)[_for_array(rest)]).reshape(-1)
+            yield np.ascontiguousarray(layout.read(slices)[for_array(rest)]).reshape(-1)
 
     def _decoded_blocks(self, stream: Callable[[], Iterator[AnyArray]]) -> Iterator[AnyArray]:
         """Rows of elements that go by in columns: decoded once, into memory or a file without a name."""
@@ -407,29 +407,6 @@ def _bounds_of(part: AnyArray) -> tuple[int, int]:
     return byte_bounds(_address(part), part.shape, part.strides, part.itemsize)
 
 
-def row_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Strides of elements that lie row by row.
-
-    >>> row_major((2, 3), 8)
-    (24, 8)
-    """
-    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def column_major(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
-    """Strides of elements that lie column by column.
-
-    >>> column_major((2, 3), 8)
-    (8, 16)
-    """
-    return row_major(shape[::-1], itemsize)[::-1]
-
-
-def _are_dense(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
-    steps = zip(shape, strides, row_major(shape, itemsize), strict=True)
-    return 0 in shape or all(n == 1 or stride == step for n, stride, step in steps)
-
-
 def blocks_of(array: AnyArray, order: Order = "C") -> Iterator[AnyArray]:
     """Stream an array in memory as `FileArray.blocks` does: views where it lies so, else copies of a block each."""
     array = np.asarray(array)
@@ -449,87 +426,3 @@ def blocks_of(array: AnyArray, order: Order = "C") -> Iterator[AnyArray]:
 def _whole_elements(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """A dtype to copy elements by: of fields NumPy leaves out the bytes between them, which then are anything."""
     return dtype if dtype.names is None else np.dtype(f"V{dtype.itemsize}")
-
-
-def slabs(shape: tuple[int, ...], limit: int, rows: int = 1) -> Iterator[Key]:
-    """Cut an array into parts of at most ``limit`` elements, in row-major order, each an index.
-
-    ``rows`` of the first axis stay together where they fit.
-
-    >>> list(slabs((4, 3), 6))
-    [(slice(0, 2, None),), (slice(2, 4, None),)]
-    >>> list(slabs((2, 3), 2))
-    [(0, slice(0, 2, None)), (0, slice(2, 3, None)), (1, slice(0, 2, None)), (1, slice(2, 3, None))]
-    """
-    if not shape:
-        yield ()
-        return
-    axis = next((axis for axis in range(len(shape)) if math.prod(shape[axis + 1 :]) <= limit), len(shape) - 1)
-    step = max(limit // max(math.prod(shape[axis + 1 :]), 1), 1)
-    if axis == 0 and step > rows:
-        step -= step % rows
-    for outer in itertools.product(*map(range, shape[:axis])):
-        for start in range(0, shape[axis], step):
-            yield (*outer, slice(start, min(start + step, shape[axis])))
-
-
-def bounds(key: Any, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], Any]:
-    """Split an index into one slice of step 1 for each axis, and the index of the same elements in what that gives.
-
-    >>> bounds((-1, slice(0, 9, 4)), (4, 10))
-    ((slice(3, 4, None), slice(0, 9, None)), (0, slice(None, None, 4)))
-    """
-    if not _is_basic(key):
-        return tuple(slice(0, n) for n in shape), key
-    keys = key if isinstance(key, tuple) else (key,)
-    used = sum(each is not None and each is not ... for each in keys)
-    if used > len(shape) or sum(each is ... for each in keys) > 1:
-        np.broadcast_to(np.empty((), bool), shape)[key]  # whose error says it best
-    if all(each is not ... for each in keys):
-        keys = (*keys, ...)
-    slices: list[slice] = []
-    rest: list[Any] = []
-    for each in keys:
-        if each is None:
-            rest.append(None)
-        elif each is ...:
-            free = len(shape) - used
-            slices += [slice(0, n) for n in shape[len(slices) : len(slices) + free]]
-            rest += [slice(None)] * free
-        else:
-            part, inner = _bound(each, shape[len(slices)], len(slices))
-            slices.append(part)
-            rest.append(inner)
-    return tuple(slices), tuple(rest)
-
-
-def _bound(key: Any, n: int, axis: int) -> tuple[slice, int | slice]:
-    if not isinstance(key, slice):
-        index = operator.index(key)
-        if not -n <= index < n:
-            raise IndexError(f"index {index} is out of bounds for axis {axis} with size {n}")
-        return slice(index % n, index % n + 1), 0
-    picked = range(n)[key]
-    if not picked:
-        return slice(0, 0), slice(None)
-    low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1])
-    return slice(low, high + 1), slice(None) if picked.step == 1 else slice(None, None, picked.step)
-
-
-def _for_array(key: Any) -> Any:
-    """The same index, so that one element is an array of no dimensions: a scalar has lost its byte order."""
-    if not _is_basic(key):
-        return key
-    keys = key if isinstance(key, tuple) else (key,)
-    return keys if any(each is ... for each in keys) else (*keys, ...)
-
-
-def _is_basic(key: Any) -> bool:
-    keys = key if isinstance(key, tuple) else (key,)
-    return all(
-        each is None
-        or each is ...
-        or isinstance(each, slice)
-        or (hasattr(each, "__index__") and np.ndim(each) == 0 and not isinstance(each, bool | np.bool_))
-        for each in keys
-    )

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from .._errors import FormatError, MissingDependencyError, UnsupportedTypeError
-from .arrays import AnyArray, Packed, Stored, row_major
+from .arrays import AnyArray, Packed, Stored
 from .atomic import is_temporary
 from .chunks import Chunks, Place, count_chunks, inflate, read_apart, why_absurd
 from .hdf5_types import Kind, decoded, failing, library
+from .indexing import row_major
 from .storage import Storage, StorageStream
 
 _MAX_TEXTS = 1 << 20  # of varying length, whose lengths are looked at

@@ -26,7 +26,8 @@ import numpy as np
 
 from .._dtypes import BY_NAME, from_numpy_dtype
 from .._errors import FormatError, UnsupportedDtypeError, UnsupportedTypeError
-from .arrays import FileArray, Stored, column_major, row_major
+from .arrays import FileArray, Stored
+from .indexing import column_major, row_major
 from .items import Item
 from .output import Output
 from .storage import Storage

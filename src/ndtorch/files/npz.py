@@ -18,7 +18,8 @@ import numpy as np
 from .._errors import FormatError
 from . import npy
 from .archive import METHODS, ArchiveWriter, Entry, Unpacked, check_directory, check_name, read_directory
-from .arrays import BLOCK, AnyArray, Checksum, FileArray, Packed, Stored, slabs
+from .arrays import BLOCK, AnyArray, Checksum, FileArray, Packed, Stored
+from .indexing import slabs
 from .items import Item
 from .output import Output
 from .storage import Storage

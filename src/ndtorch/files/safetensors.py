@@ -16,7 +16,8 @@ import numpy as np
 
 from .._dtypes import TABLE, from_numpy_dtype
 from .._errors import FormatError, UnsupportedDtypeError, UnsupportedTypeError
-from .arrays import MAX_DIMS, FileArray, Stored, Unreadable, row_major
+from .arrays import MAX_DIMS, FileArray, Stored, Unreadable
+from .indexing import row_major
 from .items import Item
 from .output import Output
 from .storage import Storage

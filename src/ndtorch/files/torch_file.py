@@ -19,7 +19,8 @@ from isal.isal_zlib import crc32
 from .._dtypes import BY_NAME, DType
 from .._errors import FormatError, NdtorchError, UnsupportedDtypeError, UnsupportedTypeError
 from .archive import MAGIC, ArchiveWriter, Entry, check_crc32, check_directory, check_name, read_directory
-from .arrays import AnyArray, Checksum, FileArray, Packed, Stored, Unreadable, row_major
+from .arrays import AnyArray, Checksum, FileArray, Packed, Stored, Unreadable
+from .indexing import row_major
 from .items import Item
 from .names import SEPARATOR, nested
 from .output import Output
