@@ -5,21 +5,22 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 NATIVE := $(wildcard src/native/*)
-CXX_SOURCES := $(filter %.cpp %.h,$(NATIVE)) $(wildcard tests/native/*.cpp)
+CXX_SOURCES := $(filter %.cpp %.h,$(NATIVE)) $(wildcard tests/native/*.cpp tests/native/*.h)
 SOURCES := src tests examples benchmarks docs
 
 .DELETE_ON_ERROR:
-.PHONY: help run test check fix sanitize fuzz bench clean
+.PHONY: help run test check fix sanitize sanitize-extension fuzz bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1	/p' $(MAKEFILE_LIST) | expand -t 28
 
-run: .venv/built ## convert the digits to tensors, to .safetensors and back, verify every byte
+run: .venv/built ## convert the digits to tensors, to .safetensors and back, verify every byte; train on them
 	$(BIN)/python examples/convert_digits.py
+	$(BIN)/python examples/train_digits.py
 
 test: .venv/built ## run the tests with the fast path on, then off
-	$(BIN)/python -m pytest -q -n auto
-	NDTORCH_FAST=0 $(BIN)/python -m pytest -q -n auto
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	NDTORCH_FAST=0 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not once"
 
 check: .venv/built ## format, lint, types, one-way imports; changes nothing
 	$(BIN)/python -m ruff format --check $(SOURCES)
@@ -37,6 +38,10 @@ sanitize: ## build the kernels with the address, undefined and thread sanitizers
 	tests/native/sanitize.sh address,undefined
 	tests/native/sanitize.sh thread 500
 
+sanitize-extension: .venv/built ## build the whole extension with them and run the tests that drive it, which takes long
+	tests/native/sanitize_extension.sh address
+	tests/native/sanitize_extension.sh thread
+
 SECONDS ?= 60
 fuzz: .venv/built ## read spoiled files of every format for a minute: make fuzz SECONDS=600
 	$(BIN)/python tests/fuzz_files.py --seconds $(SECONDS)
@@ -44,6 +49,7 @@ fuzz: .venv/built ## read spoiled files of every format for a minute: make fuzz 
 bench: .venv/built ## measure against the peers
 	$(PIP) install -c constraints.txt --group bench
 	$(BIN)/python benchmarks/bench.py --memory
+	$(BIN)/python benchmarks/bench.py --scale
 	$(BIN)/python benchmarks/bench.py --growth --pictures --readme --json out/bench.json
 
 clean: ## remove everything that make made

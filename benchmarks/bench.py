@@ -1,14 +1,17 @@
 """Measure ndtorch beside its peers and the limit: the table, how cost grows with size, and both as pictures.
 
 ``python benchmarks/bench.py`` prints the table. ``--json FILE`` writes all figures, ``--growth`` measures 64 B to
-1 GiB on one and two threads as well, ``--files`` measures the rows of files
-alone, ``--memory`` what converting a file of 8 GB takes, ``--pictures`` draws docs/speed.svg and docs/growth.svg,
-``--readme`` puts the table into the README. ``--from FILE`` takes the figures of an earlier ``--json`` instead.
+1 GiB on one and two threads as well, ``--files`` measures the rows of files alone, ``--loader`` those of the loader,
+``--memory`` what converting a file of 8 GB takes, ``--scale`` what converting many files costs on each engine (in
+``--folder``, else in memory where 9 GB are free; ``--short`` takes a quarter of the files, ``--few`` the sides that
+the README names), ``--pictures`` draws docs/speed.svg and docs/growth.svg, ``--readme`` puts the table into the
+README. ``--from FILE`` takes the figures of an earlier ``--json`` instead.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -17,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ndtorch import _bench
+from ndtorch import _bench, _bench_loader, _bench_scale
 from ndtorch._bench import DISK, LIMIT, Row
 
 ROOT = Path(__file__).parents[1]
@@ -27,15 +30,22 @@ THREADS = (1, 2)
 IMPORT_REACH = 0.15  # seconds
 
 
-def measured(*, with_growth: bool, only_files: bool = False) -> dict[str, Any]:
+def measured(*, with_growth: bool, only: str = "") -> dict[str, Any]:
     """Every figure, as JSON holds it."""
     figures: dict[str, Any] = {"machine": _bench.machine(), "rows": [], "growth": [], "import": _bench.import_seconds()}
-    for row in _bench.file_table() if only_files else _bench.table():
+    for row in tables(only):
         sys.stderr.write(line_of(row) + "\n")
         figures["rows"].append(asdict(row))
     if with_growth:
         figures["growth"] = list(measured_growth())
     return figures
+
+
+def tables(only: str):
+    if only == "files":
+        return _bench.file_table()
+    loaders = _bench_loader.table()
+    return loaders if only == "loader" else itertools.chain(_bench.table(), loaders)
 
 
 def measured_growth():
@@ -56,6 +66,14 @@ def print_memory(nbytes: int) -> None:
         peak = _bench.peak_bytes(name, nbytes)
         shown = "the disk is too full" if peak is None else f"{peak >> 20} MB of memory"
         sys.stdout.write(f"{name}, {nbytes >> 20} MiB: {shown}\n")
+
+
+def print_scale(folder: Path | None, *, short: bool, few: bool) -> None:
+    found = []
+    for each in _bench_scale.table(folder, short=short, few=few):
+        sys.stderr.write(f"{each}\n")
+        found.append(each)
+    sys.stdout.write(f"{_bench.machine()}\n\n{_bench_scale.markdown(found)}\n")
 
 
 def line_of(row: Row) -> str:
@@ -88,7 +106,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--from", type=Path, dest="source")
-    for flag in ("--files", "--memory", "--growth", "--pictures", "--readme"):
+    parser.add_argument("--folder", type=Path)
+    for flag in (
+        "--files",
+        "--loader",
+        "--memory",
+        "--scale",
+        "--short",
+        "--few",
+        "--growth",
+        "--pictures",
+        "--readme",
+    ):
         parser.add_argument(flag, action="store_true")
     arguments = parser.parse_args()
     if arguments.json:
@@ -96,10 +125,12 @@ def main() -> None:
     if arguments.memory:
         print_memory(8 << 30)
         return
+    if arguments.scale:
+        print_scale(arguments.folder, short=arguments.short, few=arguments.few)
+        return
     known = arguments.source
-    figures = (
-        json.loads(known.read_text()) if known else measured(with_growth=arguments.growth, only_files=arguments.files)
-    )
+    only = "files" if arguments.files else "loader" if arguments.loader else ""
+    figures = json.loads(known.read_text()) if known else measured(with_growth=arguments.growth, only=only)
     text = markdown(figures)
     sys.stdout.write(f"{figures['machine']}\n\n{text}\n")
     if arguments.json:

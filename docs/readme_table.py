@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import awkward as ak
+import dask.array
 import h5py
 import jax.numpy as jnp
 import ml_dtypes
@@ -94,6 +95,7 @@ def foreign_rows(folder: Path) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         yield "HDF5 dataset", file["x"], {}
     array = zarr.create_array(folder / "a.zarr", data=np.arange(3.0))
     yield "Zarr array", array, {}
+    yield "dask array", dask.array.ones((4, 3), chunks=2), {}
     yield "anything with `__dlpack__`", _Dlpack(), {}
 
 

@@ -8,6 +8,7 @@ pickle, a changed source or anything left in the target's folder. Each case foll
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import itertools
 import os
@@ -33,11 +34,13 @@ import ndtorch as nd
 from ndtorch.files import FORMATS, Format, open_file
 
 EXPECTED = (nd.FormatError, nd.UnsupportedTypeError, nd.MissingDependencyError)
-MAX_SECONDS = 30.0  # of one case, on a busy machine
+MAX_SECONDS = 120.0  # of one case, on a busy machine
+MAX_START = 300.0  # seconds until the first case has begun
 MAX_GROWTH = 512 << 20  # of resident memory within one case
-MAX_ADDRESSES = 8 << 30
+MAX_ADDRESSES = 8 << 30  # beside those that the process has when it begins
 READ_AT_MOST = 64 << 20  # what a sound file holds may be more than anybody wants to read
 ARRAYS = 5
+_DRIVER = os.getpid()  # which the processes that do the cases keep
 
 
 def formats() -> list[Format]:
@@ -149,7 +152,8 @@ def work(rows: list[Format], sound: dict[str, list[Files]], seed: int, numbers: 
     """Do case after case, and say what became of each."""
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print what they think of spoiled files
-    resource.setrlimit(resource.RLIMIT_AS, (MAX_ADDRESSES, MAX_ADDRESSES))
+    limit = _addresses() + MAX_ADDRESSES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     home = Path(tempfile.mkdtemp(prefix="fuzz-"))
     for number in numbers:
@@ -171,6 +175,10 @@ def work(rows: list[Format], sound: dict[str, list[Files]], seed: int, numbers: 
     shutil.rmtree(home)
 
 
+def _addresses() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
 def _reset_peak() -> int:
     Path("/proc/self/clear_refs").write_text("5")
     return _peak()
@@ -182,8 +190,8 @@ def _peak() -> int:
 
 
 def canary_of(seed: int) -> Path:
-    """What executed pickles would make."""
-    return Path(tempfile.gettempdir(), f"fuzz-canary-{os.getuid()}-{seed}")
+    """What executed pickles would make: the same length for all, and another one for each who runs this at a time."""
+    return Path(tempfile.gettempdir(), f"fuzz-canary-{os.getuid()}-{_DRIVER:07}-{seed}")
 
 
 # --- the process that watches it
@@ -195,6 +203,7 @@ def run(
     """Run cases until time or number is over, and give how they ended and what went wrong."""
     rows = [row for row in formats() if names is None or row.name in names]
     sound = sound_files(canary_of(seed))
+    gc.collect()  # what a forked process gave back within a case would hide what the case takes
     deadline, number, counts, failures = time.monotonic() + seconds, 0, Counter[str](), list[str]()
     while number < cases and time.monotonic() < deadline:
         started, verdict = number, "stopped"
@@ -229,15 +238,15 @@ def _lines(
         finally:
             os._exit(0)
     os.close(writer)
-    rest = b""
+    rest, patience = b"", MAX_START
     try:
         while True:
-            patience = min(MAX_SECONDS, max(deadline - time.monotonic(), 0))
-            if not select.select([reader], [], [], patience)[0]:
+            left = max(deadline - time.monotonic(), 0)
+            if not select.select([reader], [], [], min(patience, left))[0]:
                 if time.monotonic() < deadline:
-                    yield f"hung for {MAX_SECONDS:.0f} seconds"
+                    yield f"hung for {patience:.0f} seconds"
                 return
-            data = os.read(reader, 1 << 16)
+            data, patience = os.read(reader, 1 << 16), MAX_SECONDS
             *lines, rest = (rest + data).split(b"\n")
             yield from (line.decode() for line in lines)
             if not data:

@@ -10,6 +10,10 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+import fsspec
+
+SECRET = "topsecret"
+"""What nobody is to see in an error."""
 _REFUSAL = b"<Error><Code>AccessDenied</Code><Message>not today</Message></Error>"
 
 
@@ -29,6 +33,7 @@ class S3Server:
         url: Its address.
         requests: What it was asked for.
         refuse: Requests for which this is true are answered with an error.
+        page: How many objects a listing has at most.
     """
 
     def __init__(self) -> None:
@@ -41,6 +46,7 @@ class S3Server:
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.requests: list[Request] = []
         self.refuse: Callable[[Request], bool] = lambda request: False
+        self.page = 1000
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
 
@@ -54,6 +60,9 @@ class S3Server:
                 if request.method == "HEAD"
                 else [b"<Error><Code>AccessDenied</Code><Message>not today</Message></Error>"]
             )
+
+        if "list-type" in request.query and self.page < 1000:
+            environ["QUERY_STRING"] += f"&max-keys={self.page}"
 
         def start(status: str, headers: list[tuple[str, str]], *rest: Any) -> Any:
             length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
@@ -73,6 +82,26 @@ class S3Server:
         """Give the list of what is asked for from now on."""
         self.requests = []
         yield self.requests
+
+
+@contextmanager
+def s3_of_fsspec() -> Iterator[S3Server]:
+    """Give a server that is what ``s3://`` means to fsspec."""
+    server = S3Server()
+    before = dict(fsspec.config.conf)
+    fsspec.config.conf["s3"] = {
+        "endpoint_url": server.url,
+        "key": "somebody",
+        "secret": SECRET,
+        # What a busy machine answers late is not asked for again: what is asked for is counted.
+        "config_kwargs": {"connect_timeout": 120, "read_timeout": 120},
+    }
+    try:
+        yield server
+    finally:
+        server.stop()
+        fsspec.config.conf.clear()
+        fsspec.config.conf.update(before)
 
 
 class WebServer:

@@ -19,6 +19,8 @@ from ndtorch.files.archive import ArchiveWriter, Entry, Unpacked, read_directory
 from ndtorch.files.output import Output
 from ndtorch.files.storage import LocalStorage
 
+pytestmark = pytest.mark.once
+
 METHODS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
 PACKED = METHODS[1:]
 LOCAL_HEADER, DIRECTORY_HEADER = b"PK\x03\x04", b"PK\x01\x02"

@@ -19,6 +19,8 @@ import ndtorch as nd
 from ndtorch.files import atomic, output
 from ndtorch.files.atomic import new_file, new_folder, sync_folder
 
+pytestmark = pytest.mark.once
+
 SUFFIXES = [".npy", ".safetensors"]
 
 

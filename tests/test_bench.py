@@ -15,7 +15,8 @@ import pytest
 import torch
 from comparison import assert_same
 
-from ndtorch import _bench
+import ndtorch as nd
+from ndtorch import _bench, _bench_loader, _bench_scale, _bench_tasks
 from ndtorch._bench import LIMIT, Row, Work
 
 ROOT = Path(__file__).parents[1]
@@ -67,6 +68,62 @@ def test_sides_that_write_leave_nothing_behind(tmp_path: Path) -> None:
     assert len(set(names)) == 3
 
 
+@pytest.mark.parametrize("is_large", [False, True])
+def test_all_sides_of_an_epoch_see_every_sample(is_large: bool, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(700 * 6, dtype=np.float32).reshape(700, 2, 3))
+    x = np.load(tmp_path / "x.npy", mmap_mode="r")
+    (work,) = _bench_loader.epochs("an epoch", x, np.arange(700), is_large=is_large)
+    assert set(work.reach) <= set(work.peers)
+    assert (LIMIT in work.peers) == is_large
+    threads = torch.get_num_threads()
+    assert {name: side() for name, side in {"ours": work.ours, **work.peers}.items()} == dict.fromkeys(
+        ("ours", *work.peers), 700
+    )
+    assert torch.get_num_threads() == threads
+
+
+def rows_in(folder: Path) -> list[list[float]]:
+    """First elements of the rows in each file, whatever the files and their arrays are called."""
+    files = [nd.read(path, to="numpy") for path in sorted(folder.glob("*.safetensors"))]
+    return sorted([float(row[0]) for row in array] for file in files for array in file.values())
+
+
+@pytest.mark.once
+def test_all_sides_of_a_conversion_of_many_files_write_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("dask", reason="only the tests and `make bench` install it")
+    files = _bench_scale.made(tmp_path / "sources", 3, 1 << 10)
+    each = _bench_scale.sides(files, 2, ray=False, synced=True)
+    each[_bench_scale.RAY_DATA] = lambda target: [
+        _bench_scale.write_batch({"data": np.load(path)}, target) for path in files.paths
+    ]
+    shards = _bench_scale.shard_sides(files, 2, ray=False)
+    expected = [[float(row[0]) for row in np.load(path)] for path in files.paths]
+    for kind, sides, rows in (("each", each, expected), ("shards", shards, [[*itertools.chain(*expected)]])):
+        assert sides.pop("processes")  # seconds to start, and tested elsewhere
+        for name, side in sides.items():
+            target = tmp_path / f"{kind} {name}"
+            target.mkdir()
+            side(target)
+            assert rows_in(target) == sorted(rows), (kind, name)
+
+
+@pytest.mark.once
+def test_costs_of_conversions_are_those_of_turns_beside_the_first_side(tmp_path: Path) -> None:
+    files = _bench_scale.made(tmp_path / "sources", 2, 1 << 10)
+    order: list[str] = []
+    sides = {name: lambda target, name=name: order.append(name) or (target / name).touch() for name in "ab"}
+    one, other = _bench_scale.measure("a job", files, sides, 1, tmp_path, rounds=3)
+    assert order == ["a", "b"] * 4
+    assert (one.side, one.ratio, one.files, one.nbytes) == ("a", 1.0, 2, 2 * (1 << 10))
+    assert other.seconds > 0 < other.ratio
+    assert [path.name for path in tmp_path.iterdir()] == ["sources"]
+    text = _bench_scale.markdown([one, other, _bench_tasks.Overhead("threads", 1, 0.01, 1e-6), "a remark"])
+    assert "| a job | a | 1 |" in text
+    assert "| threads | 1 | 10.0 ms | 1 µs |" in text
+    assert text.endswith("- a remark")
+
+
+@pytest.mark.once
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is told by /proc alone")
 def test_peak_memory_is_measured() -> None:
     peak = _bench.peak_bytes("npy to npz", 1 << 22)
@@ -112,6 +169,7 @@ def figures() -> dict:
     return {"machine": "a machine", "rows": [asdict(row) for row in rows], "growth": growth, "import": 0.05}
 
 
+@pytest.mark.once
 def test_figures_are_shown_as_they_were_stored(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     file.write_text(json.dumps(figures()))

@@ -19,6 +19,8 @@ from ndtorch import _bench, _convert_many, _doctor, _read, cli
 from ndtorch._doctor import Check, Report
 from ndtorch.commands.printing import in_options
 
+pytestmark = pytest.mark.once
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from comparison import array_holding, assert_independent, assert_same, tensor_holding
-from strategies import DTYPES, UNSHAREABLE, any_values, can_be, filled
+from comparison import array_holding, assert_independent, assert_same, assert_shares, tensor_holding
+from strategies import DTYPES, UNSHAREABLE, any_values, can_be, filled, read_only
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 import ndtorch as nd
@@ -113,6 +113,41 @@ def test_none_becomes_a_list() -> None:
 def test_time_becomes_its_integers() -> None:
     days = np.array(["2024-01-01", "NaT"], "M8[D]")
     assert_same(nd.collate([{"day": days}, {"day": days}]), {"day": torch.tensor([[19723, -(2**63)]] * 2)})
+
+
+# ---- batches already ----
+
+
+def test_a_dict_of_arrays_is_a_batch_already() -> None:
+    x, fixed = filled("float32", (3, 4)), read_only(np.arange(3))
+    batch = {"x": x, "y": fixed, "t": torch.ones(3), "n": np.array(["a", "b", "c"], object), "u": np.array(["d"] * 3)}
+    result = nd.collate(batch)
+    assert_shares(result["x"], x)
+    assert result["t"] is batch["t"]
+    assert (result["n"], result["u"]) == (["a", "b", "c"], ["d"] * 3)
+    assert_independent(result["y"], fixed)
+    result["y"].zero_()
+    assert fixed.tolist() == [0, 1, 2]
+    assert_same(nd.collate({"x": x[:0], "n": np.empty(0, object)})["x"], torch.empty(0, 4))
+
+
+def test_objects_in_a_column_are_collated() -> None:
+    column = np.empty(2, object)
+    column[:] = [{"a": np.zeros(2), "b": 1}, {"a": np.ones(2), "b": 2}]
+    result = nd.collate({"d": column})["d"]
+    assert_same(result, {"a": torch.tensor([[0.0, 0], [1, 1]], dtype=torch.float64), "b": torch.tensor([1, 2])})
+    column[:] = [np.zeros(2), np.ones(3)]
+    with pytest.raises(nd.ShapeMismatchError, match="sample 1 has an array of another shape") as caught:
+        nd.collate({"x": column})
+    assert caught.value.path == "['x']"
+
+
+def test_a_dict_that_is_no_batch_is_refused() -> None:
+    with pytest.raises(nd.ShapeMismatchError, match="column 'y' has another length than column 'x'; expected 3, got 2"):
+        nd.collate({"x": np.zeros(3), "y": np.zeros(2)})
+    for sample in ({}, {"x": np.zeros(3), "y": 1}, {"x": np.array(1.0)}, {"x": [1, 2]}):
+        with pytest.raises(nd.UnsupportedTypeError, match=r"cannot collate a dict; expected .*, or a dict of arrays"):
+            nd.collate(sample)
 
 
 # ---- structures ----

@@ -597,6 +597,7 @@ print(check.status, check.fact)
 """
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_dynamo_is_not_imported_with_ndtorch_and_registered_with_when_it_is():
     code = """
@@ -611,6 +612,7 @@ assert loader is torch._dynamo.__loader__ and type(loader) is type(torch.nn.__sp
     assert run_python(code + USE.replace("FULL", "True")) == "ok traces to_torch and to_numpy"
 
 
+@pytest.mark.once
 @pytest.mark.slow
 @pytest.mark.parametrize("setting", ["0", "1"])
 def test_dynamo_that_was_imported_before_is_registered_with_at_once(setting):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,14 @@ import pytest
 from comparison import assert_same
 
 import ndtorch as nd
-from ndtorch._convert_many import Outcome, Planned, Request, convert_many, plan_many
+from ndtorch import _convert_many
+from ndtorch._convert_many import Outcome, Planned, Request, convert_planned, plan_many
 from ndtorch._errors import FormatError, LossyCastError, UnsupportedTypeError
 from ndtorch._pairs import Pair, Source, find_sources, pair_up, why_not_written
 from ndtorch._write import Casts
 from ndtorch.files import format_to_write
+
+pytestmark = pytest.mark.once
 
 SAFETENSORS = format_to_write("x.safetensors")
 
@@ -34,7 +38,7 @@ def data(tmp_path: Path) -> Path:
 
 def run(pairs: list[Pair], request: Request | None = None, **options: object) -> list[Outcome]:
     request = request or Request()
-    return list(convert_many(plan_many(pairs, request, {}), request, **options))
+    return list(convert_planned(plan_many(pairs, request, {}), request, **options))
 
 
 def temporary_files(folder: Path) -> list[Path]:
@@ -141,7 +145,7 @@ def test_a_link_that_appears_after_the_check_is_not_followed(data, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "a").symlink_to(tmp_path / "elsewhere")
-    outcomes = list(convert_many(planned, Request(), stop_on_error=False))
+    outcomes = list(convert_planned(planned, Request(), stop_on_error=False))
     assert [outcome.status for outcome in outcomes] == ["failed", "failed", "converted"]
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
@@ -198,7 +202,7 @@ def test_progress_adds_up_to_the_bytes_of_the_plan(target, verify, tmp_path):
     request = Request(casts=Casts(float_dtype="float32"), verify=verify)
     planned = plan_many(pair_up([tmp_path / "a.npy"], tmp_path / target), request, {})
     steps: list[int] = []
-    (outcome,) = convert_many(planned, request, advance=lambda one, nbytes: steps.append(nbytes))
+    (outcome,) = convert_planned(planned, request, advance=lambda one, nbytes: steps.append(nbytes))
     assert outcome.status == "converted"
     assert planned[0].nbytes == 20 << 20
     assert 0 <= sum(steps) - planned[0].nbytes < 1 << 16  # and the header
@@ -211,7 +215,7 @@ def test_a_source_that_changed_after_its_plan_is_not_converted_by_halves(data, t
     for one in planned:
         one.prepared = None  # as where there are many
     (data / "z.npy").write_bytes(b"\x93NUMPY")
-    outcomes = list(convert_many(planned, request, stop_on_error=False))
+    outcomes = list(convert_planned(planned, request, stop_on_error=False))
     assert [outcome.status for outcome in outcomes] == ["converted", "converted", "failed"]
     assert isinstance(outcomes[2].errors[0], FormatError)
 
@@ -220,7 +224,7 @@ def test_an_output_that_appears_after_the_check_is_not_replaced(data, tmp_path):
     request = Request()
     planned = plan_many(pair_up([data / "z.npy"], tmp_path / "z.safetensors"), request, {})
     (tmp_path / "z.safetensors").write_text("somebody else's")
-    (outcome,) = convert_many(planned, request)
+    (outcome,) = convert_planned(planned, request)
     assert "exists" in str(outcome.errors[0])
     assert (tmp_path / "z.safetensors").read_text() == "somebody else's"
 
@@ -242,25 +246,32 @@ def test_the_first_failure_stops_the_others(jobs, tmp_path):
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_whoever_stops_asking_stops_those_at_work(jobs, tmp_path):
+def test_whoever_stops_asking_stops_those_at_work(jobs, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     for number in range(6):
         np.save(tmp_path / "in" / f"{number}.npy", np.zeros(8 << 20 >> 3))
     request = Request()
     planned = plan_many(pair_up([tmp_path / "in"], tmp_path / "out", target_format="safetensors"), request, {})
-    first = threading.Event()
+    first, before = threading.Event(), {*threading.enumerate()}
 
     def wait_for_the_first(one: Planned, nbytes: int) -> None:
         if one is not planned[0]:
-            first.wait(10)
+            first.wait(120)
 
-    outcomes = convert_many(planned, request, jobs=jobs, advance=wait_for_the_first)
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, *args: bool, **options: bool) -> None:
+            first.set()  # now that those at work have been told to stop
+            super().shutdown(*args, **options)
+
+    monkeypatch.setattr(_convert_many, "ThreadPoolExecutor", Pool)
+    outcomes = convert_planned(planned, request, jobs=jobs, advance=wait_for_the_first)
     assert next(outcomes).status == "converted"
-    threading.Timer(0.05, first.set).start()
     outcomes.close()
     assert len(list((tmp_path / "out").glob("*"))) < 6
     assert temporary_files(tmp_path) == []
-    assert threading.active_count() < 10
+    assert [
+        thread for thread in {*threading.enumerate()} - before if thread.name.startswith("ThreadPoolExecutor")
+    ] == []
 
 
 def test_folders_that_nothing_came_into_are_removed_again(data, tmp_path):
@@ -289,12 +300,12 @@ FEW_DESCRIPTORS = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120))
 import ndtorch as nd
-from ndtorch._convert_many import Request, convert_many, plan_many
+from ndtorch._convert_many import Request, convert_planned, plan_many
 from ndtorch._pairs import pair_up
 request = Request()
 for target in sys.argv[2:]:
     pairs = pair_up([sys.argv[1]], target, target_format="safetensors")
-    outcomes = list(convert_many(plan_many(pairs, request, {}), request, jobs=2, stop_on_error=False))
+    outcomes = list(convert_planned(plan_many(pairs, request, {}), request, jobs=2, stop_on_error=False))
     print(*sorted({outcome.status for outcome in outcomes}), len(outcomes))
 """
 
@@ -328,7 +339,7 @@ def test_joined_sources_that_change_meanwhile_are_noticed(tmp_path):
     request = Request()
     planned = plan_many(pair_up([tmp_path / "in"], tmp_path / "all.safetensors"), request, {})
     np.save(tmp_path / "in" / "5.npy", np.arange(4))
-    (outcome,) = convert_many(planned, request)
+    (outcome,) = convert_planned(planned, request)
     assert outcome.status == "failed"
     assert "'5' has been replaced since its header was read" in str(outcome.errors[0])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]

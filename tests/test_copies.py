@@ -280,7 +280,7 @@ FORK = """
 def fork(leave):
     pid = os.fork()
     if pid == 0:
-        signal.alarm(60)  # a child that waits for threads it has not inherited dies instead
+        signal.alarm(240)  # a child that waits for threads it has not inherited dies instead
         check()
         leave(3)
     assert (status := os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])) == 3, status
@@ -302,7 +302,7 @@ for _ in range(3):
     fork(os._exit)
 stop.set()
 thread.join()
-loader = torch.utils.data.DataLoader(range(4), None, num_workers=2, collate_fn=row, timeout=60)
+loader = torch.utils.data.DataLoader(range(4), None, num_workers=2, collate_fn=row, timeout=300)
 assert all((rows.numpy() == grid[:, i::4].T.astype("f4")).all() for i, rows in enumerate(loader))
 """
 
@@ -324,7 +324,8 @@ for convert in (
     seen = []
     signal.signal(signal.SIGINT, lambda *_: seen.append(check()))  # converts within the conversion, which then goes on
     kill()
-    while not seen:
+    result = None
+    while not seen or result is None:  # on a busy machine the signal may come before the first
         result = convert()
     assert (result == 1).all()
 """

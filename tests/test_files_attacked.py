@@ -19,6 +19,8 @@ import ndtorch as nd
 from ndtorch.files import archive, arrays, torch_file
 from ndtorch.files.atomic import new_file
 
+pytestmark = pytest.mark.once
+
 # --- what a header can do to the parser
 
 

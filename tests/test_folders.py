@@ -16,6 +16,8 @@ from PIL import Image
 import ndtorch as nd
 from ndtorch.files import folders, open_file
 
+pytestmark = pytest.mark.once
+
 
 def save(path: Path, *values: float) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -286,3 +288,19 @@ def test_many_arrays_are_not_all_listed(tmp_path):
     assert lines[0] == "120 arrays"
     assert lines[-1] == "  and 20 more"
     assert len(lines) == 102
+
+
+def test_real_path_says_what_realpath_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "real" / "deep").mkdir(parents=True)
+    (tmp_path / "real" / "deep" / "x").touch()
+    (tmp_path / "linked").symlink_to("real")
+    (tmp_path / "real" / "up").symlink_to("../linked/deep")
+    (tmp_path / "real" / "x").symlink_to("deep/x")
+    (tmp_path / "real" / "none").symlink_to("nowhere")
+    (tmp_path / "real" / "round").symlink_to("round")
+    monkeypatch.chdir(tmp_path)
+    places = ["real", "linked", "linked/up", "linked/up/..", "missing", "real/deep/x", ".", "", "./linked//deep"]
+    steps = ["x", "deep", "up", "none", "round", "y", ".", "..", "", "deep/"]
+    paths = [start + os.path.join(place, step) for start in ("", f"{tmp_path}/") for place in places for step in steps]
+    real = folders.real_path()
+    assert [real(path) for path in paths] == [os.path.realpath(path) for path in paths]

@@ -13,6 +13,8 @@ from made_files import names_in
 import ndtorch as nd
 from ndtorch.files import npy
 
+pytestmark = pytest.mark.once
+
 
 def test_a_few_hundred_spoiled_files_do_no_harm(tmp_path):
     counts, failures = fuzz_files.run(7, tmp_path, cases=150)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from ndtorch._dtypes import TABLE
 from ndtorch._write import Casts, prepare, write_prepared
 from ndtorch.files import format_to_write, open_file
 from ndtorch.files.arrays import Packed, Stored
+
+pytestmark = pytest.mark.once
 
 h5py: Any = pytest.importorskip("h5py", reason="h5py is not installed")
 
@@ -232,16 +235,26 @@ def test_what_was_never_written_reads_as_the_fill_value_and_is_counted(tmp_path:
 # --- files
 
 
+def open_files() -> set[str]:
+    """Not how many: other threads open and close files of their own."""
+    found = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            found.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return found
+
+
 def test_a_file_is_closed_when_nobody_needs_it(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file.create_dataset("x", data=np.arange(9), chunks=(2,))
-    before = len(os.listdir("/proc/self/fd"))
+    path = str(tmp_path / "a.h5")
     array = nd.read(tmp_path / "a.h5")["x"]
     assert array[3] == 3
     with h5py.File(tmp_path / "a.h5", "a") as file:  # neither its lock nor its name is taken
         file["y"] = 1
+    assert path in open_files()
     del array
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert path not in open_files()
 
 
 def test_a_file_that_is_being_written_is_refused_and_one_that_is_read_is_not(tmp_path: Path) -> None:

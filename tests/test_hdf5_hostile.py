@@ -14,6 +14,8 @@ import pytest
 import ndtorch as nd
 from ndtorch.files import open_file
 
+pytestmark = pytest.mark.once
+
 h5py: Any = pytest.importorskip("h5py", reason="h5py is not installed")
 
 

@@ -23,6 +23,8 @@ from ndtorch._dtypes import TABLE
 from ndtorch._inspect import size_text
 from ndtorch.files import open_file
 
+pytestmark = pytest.mark.once
+
 INTEGERS = [row.numpy for row in TABLE if row.numpy is not None and row.kind in ("int", "uint")]
 FLOATS = [row.numpy for row in TABLE if row.numpy is not None and row.kind == "float"]
 

@@ -49,6 +49,7 @@ def digest_of(level: str) -> tuple[str, str]:
     return used, digest
 
 
+@pytest.mark.once
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has several levels")
 def test_all_levels_give_the_same_bits() -> None:
     digests = dict(digest_of(level) for level in LEVELS)

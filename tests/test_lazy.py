@@ -31,7 +31,7 @@ class CountingStorage(LocalStorage):
         super().__init__(path)
         self.count = 0
 
-    def map(self, offset, nbytes):
+    def map(self, offset, nbytes, *, writable=True):
         return None
 
     def read_into(self, target, offset, *, checksum=False):

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import ndtorch as nd
 from ndtorch.files.names import checked, flatten, nested
 
+pytestmark = pytest.mark.once
+
 steps = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=5).filter(
     lambda step: step not in (".", "..")
 )

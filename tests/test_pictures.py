@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import warnings
 import zlib
 from pathlib import Path
@@ -272,6 +273,44 @@ def test_warning_filters_are_as_they_were_after_threads_have_read(tmp_path):
     for thread in threads:
         thread.join()
     assert warnings.filters == before
+
+
+def test_filters_of_warnings_are_set_by_one_thread_at_a_time_whatever_it_reads_or_writes(tmp_path, monkeypatch):
+    pytest.importorskip("zarr", reason="zarr is not installed")
+    Image.fromarray(values(40, 50, 3)).save(tmp_path / "a.png")
+    nd.write(tmp_path / "a.zarr", {"x": np.array(["a", "b"])})
+    noted = np.zeros(3, np.dtype("f4", metadata={"unit": "m"}))
+    inside, most = [], [0]
+
+    class Watched(warnings.catch_warnings):
+        def __enter__(self):
+            inside.append(self)
+            time.sleep(0.001)  # others come meanwhile, if they can
+            most.append(len(inside))
+            return super().__enter__()
+
+        def __exit__(self, *error):
+            super().__exit__(*error)
+            inside.remove(self)
+
+    def read(name: str) -> None:
+        for _ in range(10):
+            (array,) = nd.read(tmp_path / name, to="numpy").values()
+            array[...]
+
+    def write() -> None:
+        for _ in range(10):
+            nd.write(tmp_path / "b.npy", noted, overwrite=True)
+
+    monkeypatch.setattr(warnings, "catch_warnings", Watched)
+    works = [lambda: read("a.png"), lambda: read("a.zarr"), lambda: read("a.zarr"), write]
+    threads = [threading.Thread(target=work) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(most) > 40
+    assert max(most) == 1
 
 
 def test_without_pillow_the_error_says_what_to_install(tmp_path):

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 from comparison import assert_independent, assert_same, tensor_holding
 from made_files import message, names_in, npy_bytes, put, safetensors_bytes
+from processes import descriptors_of
 
 import ndtorch as nd
 from ndtorch import files
@@ -229,13 +231,22 @@ def test_threads_read_one_file_while_others_are_opened_and_let_go(tmp_path, monk
 
 
 def test_files_are_closed_when_nobody_needs_them(path):
-    before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         back = nd.read(path)
         kept = back["x"][...]
+        assert descriptors_of(path) == 1
         del back
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors_of(path) == 0
     assert kept.sum() == 66
+
+
+def test_what_closes_a_file_runs_no_python_and_so_swallows_no_ctrl_c(path):
+    opened = storage.LocalStorage(path)
+    assert [each for each in weakref.getweakrefs(opened) if each.__callback__ is not None] == []
+    assert not hasattr(type(opened), "__del__")
+    assert descriptors_of(path) == 1
+    del opened
+    assert descriptors_of(path) == 0
 
 
 def test_forked_processes_read_too(path):

@@ -12,7 +12,7 @@ from browser import CHROMIUM, Browser
 
 import ndtorch as nd
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+pytestmark = [pytest.mark.once, pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")]
 
 NAME = "<script>alert(1)</script>"
 RED, BLUE = [255, 0, 0], [0, 0, 255]

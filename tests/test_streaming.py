@@ -17,6 +17,8 @@ import ndtorch as nd
 from ndtorch import _native, files
 from ndtorch.files import arrays, output
 
+pytestmark = pytest.mark.once
+
 ROWS = 1000
 LIMIT = 220  # MB beyond what the interpreter takes with ndtorch and torch loaded; the file has 610
 

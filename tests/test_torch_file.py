@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from strategies import DTYPES, filled
 
 import ndtorch as nd
-from ndtorch.files import open_file
+from ndtorch.files import open_file, torch_pickle
 
 TENSORS = {name: torch.from_numpy(filled("float32", (3, 4))).to(pair[1]) for name, pair in DTYPES.items()}
 
@@ -29,8 +29,9 @@ def saved(folder: Path, value: Any, **options: Any) -> Path:
     return folder / "a.pt"
 
 
-def arrays_of(folder: Path, value: Any, **options: Any) -> dict[str, np.ndarray]:
-    return {name: array.read() for name, array in open_file(saved(folder, value, **options)).items()}
+def arrays_of(folder: Path, value: Any, **options: Any) -> dict[str, Any]:
+    found = open_file(saved(folder, value, **options))
+    return {name: None if array.is_none else array.read() for name, array in found.items()}
 
 
 def joined(blocks: Any) -> np.ndarray:
@@ -98,11 +99,11 @@ def test_checkpoints_keep_their_names(tmp_path):
     assert arrays["optimizer/param_groups/0/betas"].tolist() == [0.9, 0.999]
     assert arrays["optimizer/param_groups/0/params"].tolist() == [0, 1, 2, 3]
     assert arrays["epoch"].tolist() == 3
-    assert "best" not in arrays
+    assert arrays["best"] is None
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_what_is_no_tensor_is_an_array_or_left_out(protocol, tmp_path):
+def test_what_is_no_tensor_is_an_array_or_none(protocol, tmp_path):
     attributes = torch.ones(2)
     attributes.note = "here"
     tree = {
@@ -121,10 +122,10 @@ def test_what_is_no_tensor_is_an_array_or_left_out(protocol, tmp_path):
         "parameter": torch.nn.Parameter(torch.ones(2)),
         "attributes": attributes,
         7: [],
-        "skipped": [None, torch.float32, torch.device("cpu"), torch.strided, {}, ()],
+        "empty": [None, {}, ()],
     }
-    arrays = {name: value.tolist() for name, value in arrays_of(tmp_path, tree, pickle_protocol=protocol).items()}
-    assert arrays == {
+    arrays = arrays_of(tmp_path, tree, pickle_protocol=protocol)
+    assert {name: None if value is None else value.tolist() for name, value in arrays.items()} == {
         "number": 0.5,
         "truth": True,
         "complex": 1 + 2j,
@@ -143,7 +144,96 @@ def test_what_is_no_tensor_is_an_array_or_left_out(protocol, tmp_path):
         "set": [7],
         "parameter": [1, 1],
         "attributes": [1, 1],
+        "empty/0": None,
     }
+
+
+# ---- None, which no other file holds ----
+
+TREE_WITH_NONE = {"x": torch.arange(3.0), "best": None, "opt": [{"foreach": None, "lr": torch.ones(1)}]}
+
+
+@pytest.mark.parametrize("to", ["torch", "numpy"])
+def test_none_is_read_as_none_and_in_no_silence_left_out(to, tmp_path):
+    arrays = nd.read(saved(tmp_path, TREE_WITH_NONE), to=to)
+    assert list(arrays) == ["x", "best", "opt/0/foreach", "opt/0/lr"]
+    assert arrays["best"] is None
+    assert arrays["opt"]["0"]["foreach"] is None
+    assert arrays.nested()["best"] is None
+    assert "  best           None" in repr(arrays)
+    assert_same(
+        nd.to_torch(arrays),
+        {"x": torch.arange(3.0), "best": None, "opt/0/foreach": None, "opt/0/lr": torch.ones(1)},
+    )
+    assert nd.to_numpy(arrays)["best"] is None
+    assert not nd.shares_memory(arrays, torch.ones(2))
+    assert arrays.stored("best").nbytes == 0
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz", "h5", "zarr", "pt"])
+def test_none_is_refused_by_name_before_anything_is_written(suffix, tmp_path):
+    source, target = saved(tmp_path, TREE_WITH_NONE), tmp_path / f"b.{suffix}"
+    with pytest.raises(
+        nd.UnsupportedTypeError, match=r"array 'best' is None: no array\. Hint: leave it out: "
+    ) as caught:
+        nd.convert_file(source, target)
+    with pytest.raises(nd.UnsupportedTypeError, match="cannot write 'best'"):
+        nd.write(target, nd.read(source))
+    assert list(tmp_path.iterdir()) == [source]
+    eval(caught.value.hint.removeprefix("leave it out: "), {"ndtorch": nd, "source": source, "target": target})
+    assert sorted(nd.read(target)) == ["opt/0/lr", "x"]
+
+
+def test_none_is_none_in_the_batches_of_a_loader_and_no_sample(tmp_path):
+    arrays = nd.read(saved(tmp_path, {"x": torch.arange(3.0), "best": None}))
+    [batch] = nd.Loader(arrays, 3)
+    assert_same(batch, {"x": torch.arange(3.0), "best": None})
+    with pytest.raises(nd.UnsupportedTypeError, match=r"^Loader: .* array 'best' is None") as caught:
+        list(nd.Loader(arrays.values(), 2))
+    assert caught.value.index == (1,)
+    with pytest.raises(nd.UnsupportedTypeError, match="cannot convert None"):
+        nd.stack(arrays.values())
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (torch.float32, "torch.float32"),
+        (torch.device("cpu"), "a device or a layout"),
+        (torch.strided, "a device or a layout|torch.strided"),
+    ],
+    ids=str,
+)
+def test_a_dtype_a_device_or_a_layout_is_named_as_what_no_array_is(value, kind, tmp_path):
+    source = saved(tmp_path, {"x": torch.ones(2), "odd": value})
+    arrays = nd.read(source)
+    assert_same(arrays["x"][...], torch.ones(2))
+    with pytest.raises(nd.UnsupportedTypeError, match=f"array 'odd' is ({kind}): no array. Hint: leave it out"):
+        arrays["odd"][...]
+    with pytest.raises(nd.UnsupportedTypeError, match="array 'odd' is "):
+        nd.convert_file(source, tmp_path / "b.safetensors")
+
+
+# ---- long ones ----
+
+
+def test_a_pickle_may_be_as_long_as_its_file(tmp_path):
+    text = "words " * (3 << 20)  # 18 MB
+    arrays = arrays_of(tmp_path, {"x": torch.ones(2), "bytes": bytes(17 << 20), "text": text})
+    assert arrays["bytes"].shape == (17 << 20,)
+    assert arrays["text"].tolist() == text
+    assert_same(arrays["x"], np.ones(2, np.float32))
+
+
+def test_more_tensors_are_more_steps_and_more_values_an_error_with_a_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_pickle, "_MAX_STEPS", 100)
+    parameters = {f"layer.{i}": torch.nn.Parameter(torch.ones(1)) for i in range(50)}
+    assert len(arrays_of(tmp_path, parameters)) == 50
+    path = saved(tmp_path, {"x": torch.ones(1), "words": [f"word {i}" for i in range(300)]})
+    with pytest.raises(
+        nd.FormatError, match=r"a pickle of more than 150 steps.* Hint: ndtorch\.write\('x\.safetensors'"
+    ):
+        nd.read(path)
 
 
 def test_a_lone_tensor_is_called_as_its_file_or_as_told(tmp_path):

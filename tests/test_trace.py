@@ -210,7 +210,7 @@ def test_threads_do_not_see_or_forbid_each_others_conversions() -> None:
     counts: list[int] = []
 
     def other() -> None:
-        ready.wait(30)
+        ready.wait(120)
         nd.to_torch(A[::-1])
         with nd.trace() as seen:
             nd.to_torch([A, A])
@@ -221,7 +221,7 @@ def test_threads_do_not_see_or_forbid_each_others_conversions() -> None:
     thread.start()
     with nd.trace(forbid_copies=True) as seen:
         ready.set()
-        assert done.wait(30)
+        assert done.wait(120)
         nd.to_torch(A)
     thread.join()
     assert (counts, len(seen)) == ([2], 1)

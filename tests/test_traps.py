@@ -41,6 +41,7 @@ def read_only(array: np.ndarray) -> np.ndarray:
 # ---- read-only memory ----
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("route", ["from_numpy", "as_tensor", "asarray", "from_dlpack"])
 def test_torch_warns_of_read_only_memory_at_most_once_per_process_and_then_writes_to_it(route: str) -> None:
     """pytorch#5442, pytorch#44027, pytorch#178261, ray#29808, datasets#616."""

@@ -201,3 +201,75 @@ def test_doctor_says_why_numpy_is_not_available() -> None:
     text = str(nd.doctor())
     assert "torch and NumPy" in text
     assert "torch.from_numpy and Tensor.numpy work" in text
+
+
+# ---- samples and data sets in other processes ----
+
+_COPIED = """
+import sys
+from torch.utils.data import DataLoader, Dataset
+import ndtorch as nd
+
+class Sample:
+    def __init__(self, text): self.text = text
+    def __reduce__(self): return Sample, ("pickled",)
+
+class Samples(Dataset):
+    def __init__(self, samples): self.samples = samples
+    def __len__(self): return len(self.samples)
+    def __getitem__(self, i): return self.samples[i]
+    def __reduce__(self): return Samples, ([Sample("copied") for _ in self.samples],)
+
+if __name__ == "__main__":
+    data = Samples([Sample("as it is") for _ in range(4)])
+    workers = DataLoader(data, 2, collate_fn=list, num_workers=1, multiprocessing_context=sys.argv[1])
+    print(*{sample.text for batch in workers for sample in batch})
+    got = [sample for batch in nd.Loader(data, 2, collate_fn=list, threads=4) for sample in batch]
+    print(*{a is b for a, b in zip(got, data.samples, strict=True)})
+"""
+
+
+def test_samples_are_not_pickled_on_their_way_to_the_batch(tmp_path: Path) -> None:
+    """pytorch#13246: the samples of workers go through a pipe, and each worker has the data set to itself."""
+    script = tmp_path / "copied.py"
+    script.write_text(_COPIED)
+    command = f"import runpy, sys; sys.argv = ['', 'fork']; runpy.run_path({str(script)!r}, run_name='__main__')"
+    done = alone(f"import warnings; warnings.simplefilter('ignore', DeprecationWarning); {command}")
+    assert done.returncode == 0, done.stderr
+    trap, answer = done.stdout.splitlines()
+    still(trap == "pickled", "pytorch#13246", "samples of workers are pickled")
+    assert answer == "True"
+
+
+_THREADS = """
+import sys
+import numpy as np
+import ndtorch as nd
+
+def resident():
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) << 10 for line in status if line.startswith("RssAnon"))
+
+def loop(threads):
+    loader = nd.Loader((data, labels), 256, shuffle=True, threads=threads)
+    most = 0
+    for step, _ in enumerate(loader):
+        if step % 64 == 0:
+            most = max(most, resident())
+    return most
+
+data = np.ones((1 << 18, 1 << 10), np.uint8)  # against which the batches in the works are few
+labels = np.zeros(len(data))
+loop(1)
+print(data.nbytes, loop(1), loop(8))
+"""
+
+
+def test_threads_have_no_copy_of_the_data() -> None:
+    """pytorch#13246: workers hold the data set as many times as there are workers, sooner or later."""
+    if not Path("/proc/self/status").exists():
+        pytest.skip("needs /proc to see how much memory is in use")
+    done = alone(_THREADS)
+    assert done.returncode == 0, done.stderr
+    nbytes, few, many = map(int, done.stdout.split())
+    assert many - few < nbytes // 2

@@ -21,6 +21,8 @@ from ndtorch._dtypes import TABLE
 from ndtorch.files import open_file
 from ndtorch.files import zarr as our_zarr
 
+pytestmark = pytest.mark.once
+
 zarr: Any = pytest.importorskip("zarr", minversion="3", reason="zarr-python 3 is not installed")
 
 ROWS = [row for row in TABLE if row.numpy is not None]

@@ -7,12 +7,16 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from comparison import assert_same
 from test_zarr_files import GZIP, stored
 
 import ndtorch as nd
 from ndtorch.files import open_file
+
+pytestmark = pytest.mark.once
 
 zarr: Any = pytest.importorskip("zarr", minversion="3", reason="zarr-python 3 is not installed")
 
@@ -51,6 +55,71 @@ def test_missing_chunks_are_an_error_with_their_number(version: int, tmp_path: P
     message = error_of(tmp_path / "a.zarr")
     assert f"2 of its 9 chunks, such as {keys[1]!r}, are missing" in message
     assert "write_empty_chunks" in message
+
+
+FILLED = {
+    "plain": (np.int32, 7, {}),
+    "zstd": (np.float32, np.nan, {"compressors": "auto"}),
+    "format 2": (np.dtype(">i2"), -3, {"zarr_format": 2}),
+    "columns": (np.float64, 2.5, {"filters": zarr.codecs.TransposeCodec(order=(1, 0))}),
+    "sharded": (np.uint8, 9, {"shards": (6, 6)}),
+    "time": (np.dtype("M8[s]"), np.datetime64("2024-02-29", "s"), {}),
+    "bool": (np.bool_, True, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The data type :zarr.errors.UnstableSpecificationWarning")
+@pytest.mark.parametrize("name", FILLED)
+def test_chunks_that_are_not_there_hold_the_fill_value_where_the_caller_says_so(name: str, tmp_path: Path) -> None:
+    dtype, fill, words = FILLED[name]
+    words = {"compressors": None} | words
+    array = zarr.create_array(tmp_path / "a.zarr", shape=(13, 9), chunks=(3, 3), dtype=dtype, fill_value=fill, **words)
+    array[3:6, 3:6] = np.ones((3, 3)).astype(dtype)
+    expected = array[...]
+    with pytest.raises(nd.FormatError, match=r"missing_chunks='fill' \(--missing-chunks fill\) reads them as"):
+        nd.read(tmp_path / "a.zarr", to="numpy")["a"][...]
+    found = pickle.loads(pickle.dumps(nd.read(tmp_path / "a.zarr", to="numpy", missing_chunks="fill")))["a"]
+    assert_same(found[...], expected.astype(found.dtype))
+    assert_same(found[2:5, 1:8], expected.astype(found.dtype)[2:5, 1:8])
+    nd.convert_file(tmp_path / "a.zarr", tmp_path / "a.npy", missing_chunks="fill", verify=True)
+    assert_same(np.load(tmp_path / "a.npy"), expected.astype(found.dtype))
+
+
+def test_a_chunk_that_goes_after_the_store_was_opened_is_never_filled(tmp_path: Path) -> None:
+    for name, words in {"direct": {}, "library": {"filters": zarr.codecs.TransposeCodec(order=(1, 0))}}.items():
+        array = zarr.create_array(tmp_path / f"{name}.zarr", shape=(4, 2), chunks=(2, 2), dtype="i4", **words)
+        array[:2] = 1
+        found = nd.read(tmp_path / f"{name}.zarr", to="numpy", missing_chunks="fill")[name]
+        (tmp_path / f"{name}.zarr" / "c/0/0").unlink()
+        with pytest.raises((nd.FormatError, OSError), match="c/0/0"):
+            found[...]
+        assert_same(found[2:], np.zeros((2, 2), np.int32))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_fill_value_that_zarr_does_not_know_is_filled_too(tmp_path: Path, order: tuple[int, int]) -> None:
+    codec = zarr.codecs.TransposeCodec(order=order) if order != (0, 1) else ()
+    array = zarr.create_array(
+        tmp_path / "a.zarr", shape=(4, 2), chunks=(2, 2), dtype="u2", filters=codec, compressors=None
+    )
+    array[:2] = 0x3F80
+    claims = json.loads((tmp_path / "a.zarr/zarr.json").read_text())
+    (tmp_path / "a.zarr/zarr.json").write_text(json.dumps(claims | {"data_type": "bfloat16", "fill_value": -2.5}))
+    found = nd.read(tmp_path / "a.zarr", to="numpy", missing_chunks="fill")["a"][...]
+    assert_same(found, np.array([[1, 1], [1, 1], [-2.5, -2.5], [-2.5, -2.5]], ml_dtypes.bfloat16))
+
+
+def test_where_there_is_no_fill_value_nothing_is_filled(tmp_path: Path) -> None:
+    zarr.create_array(tmp_path / "a.zarr", shape=(4,), chunks=(2,), dtype="i4", zarr_format=2)
+    claims = json.loads((tmp_path / "a.zarr/.zarray").read_text())
+    (tmp_path / "a.zarr/.zarray").write_text(json.dumps(claims | {"fill_value": None}))
+    with pytest.raises(nd.FormatError, match="has no fill value for the chunks that are not there"):
+        nd.read(tmp_path / "a.zarr", missing_chunks="fill")["a"][...]
+
+
+def test_what_is_no_way_to_take_missing_chunks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(nd.InvalidOptionError, match="missing_chunks='zero'; expected 'error' or 'fill'"):
+        nd.read(tmp_path / "a.zarr", missing_chunks="zero")
 
 
 @pytest.mark.parametrize("place", ["start", "end"])

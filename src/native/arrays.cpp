@@ -54,18 +54,6 @@ Filled refuse(const char* what) {
   return Filled::kError;
 }
 
-bool is_swapped(PyArrayObject* array) { return !PyArray_ISNBO(PyArray_DESCR(array)->byteorder); }
-
-bool is_target(PyObject* object) {
-  if (!PyArray_Check(object)) return false;
-  auto* array = reinterpret_cast<PyArrayObject*>(object);
-  return is_copyable(array) && !is_swapped(array) && PyArray_ISWRITEABLE(array);
-}
-
-bool is_source(PyObject* object) {
-  return PyArray_Check(object) && is_copyable(reinterpret_cast<PyArrayObject*>(object));
-}
-
 void aim(CopyRequest& request, PyArrayObject* target) {
   request.dst = PyArray_DATA(target);
   request.dst_strides = PyArray_STRIDES(target);
@@ -87,6 +75,18 @@ bool is_plain_memory(PyArrayObject* array) {
 bool is_copyable(PyArrayObject* array) {
   const auto dtype = dtype_of(PyArray_DESCR(array));
   return dtype && can_cast(*dtype, *dtype) && PyArray_NDIM(array) <= kMaxDims;
+}
+
+bool is_swapped(PyArrayObject* array) { return !PyArray_ISNBO(PyArray_DESCR(array)->byteorder); }
+
+bool is_target(PyObject* object) {
+  if (!PyArray_Check(object)) return false;
+  auto* array = reinterpret_cast<PyArrayObject*>(object);
+  return is_copyable(array) && !is_swapped(array) && PyArray_ISWRITEABLE(array);
+}
+
+bool is_source(PyObject* object) {
+  return PyArray_Check(object) && is_copyable(reinterpret_cast<PyArrayObject*>(object));
 }
 
 CopyRequest copy_request(PyArrayObject* source) {

@@ -29,6 +29,9 @@ bool is_plain_memory(PyArrayObject* array);
 // The memory of an array as the source or target of a copy; the array must be of the table's
 // dtypes.
 bool is_copyable(PyArrayObject* array);
+bool is_swapped(PyArrayObject* array);
+bool is_source(PyObject* object);
+bool is_target(PyObject* object);  // also writable and in native order
 CopyRequest copy_request(PyArrayObject* source);
 
 // What a call did; an error has its exception set.

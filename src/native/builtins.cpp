@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <new>
 #include <vector>
 
@@ -85,7 +86,17 @@ LeafFunction other_leaf(const Function& function, PyObject* const* values, PyObj
   };
 }
 
-PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+// Python calls these as C functions, through which no exception may pass.
+template <typename Act>
+PyObject* without_throwing(Act act) {
+  try {
+    return act();
+  } catch (const std::exception& error) {  // no memory: nothing else here throws
+    return PyErr_Format(PyExc_MemoryError, "%s", error.what());
+  }
+}
+
+PyObject* convert_to_torch(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
   const Function& self = functions[0];
   Wishes wishes;
   if (is_alone(nargs) && !in_transform() &&
@@ -101,7 +112,7 @@ PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject*
   return PyObject_Vectorcall(self.slow, args, static_cast<size_t>(nargs), kwnames);
 }
 
-PyObject* to_numpy(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+PyObject* convert_to_numpy(PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
   const Function& self = functions[1];
   if (is_alone(nargs) && kwnames == nullptr && !is_accelerator_in_use()) {
     PyObject* result = to_plain_array(args[0]);
@@ -111,6 +122,14 @@ PyObject* to_numpy(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject*
     if (result != nullptr || PyErr_Occurred() != nullptr) return result;
   }
   return PyObject_Vectorcall(self.slow, args, static_cast<size_t>(nargs), kwnames);
+}
+
+PyObject* to_torch(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+  return without_throwing([&] { return convert_to_torch(args, nargs, kwnames); });
+}
+
+PyObject* to_numpy(PyObject*, PyObject* const* args, Py_ssize_t nargs, PyObject* kwnames) {
+  return without_throwing([&] { return convert_to_numpy(args, nargs, kwnames); });
 }
 
 }  // namespace

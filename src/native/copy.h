@@ -46,6 +46,12 @@ class StridedCopy {
   // False where an element would not survive an exact cast.
   bool run(int64_t begin, int64_t end) const;
 
+  // Makes it the same copy from and to other addresses, so many bytes further on.
+  void move(int64_t dst, int64_t src) {
+    dst_ += dst;
+    src_ += src;
+  }
+
  private:
   struct Axis {
     int64_t size, dst, src;

@@ -1,5 +1,6 @@
 #include "file_calls.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <vector>
 
@@ -96,6 +97,96 @@ Moved write_runs(int file, uint64_t offset, uint64_t step, PyObject* source, int
     return write_runs(file, offset, step, buffer.data(), nbytes, count, threads, interrupt,
                       failure);
   });
+}
+
+namespace {
+
+bool set_indices(const Buffer& numbers, FileRows& rows) {
+  if (!numbers) return false;
+  rows.indices = static_cast<const int64_t*>(numbers.data());
+  rows.count = static_cast<int64_t>(numbers.nbytes() / sizeof(int64_t));
+  return true;
+}
+
+// The numbers that a buffer has are each at least 0 and below a limit.
+bool are_below(const Buffer& numbers, uint64_t limit) {
+  const auto* begin = static_cast<const uint64_t*>(numbers.data());
+  return std::all_of(begin, begin + numbers.nbytes() / sizeof(uint64_t),
+                     [limit](uint64_t number) { return number < limit; });
+}
+
+bool set_files(const RowsOfFiles& wanted, const Buffer& of_files, const Buffer& indices,
+               ScatteredRows& rows) {
+  if (!of_files || !indices) return false;
+  if (of_files.nbytes() != indices.nbytes() || wanted.files.size() != wanted.offsets.size() ||
+      wanted.nbytes == 0 || !are_below(of_files, wanted.files.size())) {
+    refuse("no such rows of files");
+    return false;
+  }
+  for (size_t i = 0; i < wanted.files.size(); ++i) {
+    rows.files.push_back({wanted.files[i], wanted.offsets[i]});
+  }
+  rows.of_files = static_cast<const int64_t*>(of_files.data());
+  rows.indices = static_cast<const int64_t*>(indices.data());
+  rows.count = static_cast<int64_t>(indices.nbytes() / sizeof(int64_t));
+  rows.nbytes = wanted.nbytes;
+  return true;
+}
+
+}  // namespace
+
+int64_t read_rows(const RowsOfFiles& wanted, PyObject* target) {
+  const Buffer of_files(wanted.of_files, PyBUF_SIMPLE), indices(wanted.indices, PyBUF_SIMPLE);
+  ScatteredRows rows{};
+  if (!set_files(wanted, of_files, indices, rows)) return -1;
+  const Buffer places(wanted.places, PyBUF_SIMPLE);
+  const Buffer buffer(target, PyBUF_WRITABLE);
+  if (!places || !buffer) return -1;
+  if (places.nbytes() != indices.nbytes() || !are_below(places, buffer.nbytes() / wanted.nbytes)) {
+    refuse("the buffer is of another size");
+    return -1;
+  }
+  rows.places = static_cast<const int64_t*>(places.data());
+  int64_t place = rows.count;
+  const Moved done = moved([&](Interrupt interrupt, FileFailure& failure) {
+    return read_rows(rows, buffer.data(), interrupt, failure, place);
+  });
+  return done == Moved::kError ? -1 : place;
+}
+
+bool announce_rows(const RowsOfFiles& wanted, bool& is_read) {
+  const Buffer of_files(wanted.of_files, PyBUF_SIMPLE), indices(wanted.indices, PyBUF_SIMPLE);
+  ScatteredRows rows{};
+  if (!set_files(wanted, of_files, indices, rows)) return false;
+  const WithoutGil released;
+  is_read = announce_rows(rows);
+  return true;
+}
+
+int64_t read_rows(int file, FileRows rows, PyObject* indices, PyObject* target) {
+  const Buffer numbers(indices, PyBUF_SIMPLE);
+  if (!set_indices(numbers, rows)) return -1;
+  const Buffer buffer(target, PyBUF_WRITABLE);
+  if (!buffer) return -1;
+  uint64_t nbytes;
+  if (__builtin_mul_overflow(static_cast<uint64_t>(rows.count), rows.nbytes, &nbytes) ||
+      nbytes != buffer.nbytes() || rows.nbytes == 0) {
+    refuse("the buffer is of another size");
+    return -1;
+  }
+  int64_t place = rows.count;
+  const Moved done = moved([&](Interrupt interrupt, FileFailure& failure) {
+    return read_rows(file, rows, buffer.data(), interrupt, failure, place);
+  });
+  return done == Moved::kError ? -1 : place;
+}
+
+bool announce_rows(int file, FileRows rows, PyObject* indices) {
+  const Buffer numbers(indices, PyBUF_SIMPLE);
+  if (!set_indices(numbers, rows)) return false;
+  const WithoutGil released;
+  announce_rows(file, rows);
+  return true;
 }
 
 int64_t read_equal_files(PyObject* paths, PyObject* header, PyObject* target, int threads) {

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "kernels.h"
 
@@ -140,6 +141,11 @@ bool read_equal_file(const char* path, const char* header, uint64_t header_nbyte
 }
 
 }  // namespace
+
+void OpenFile::close() {
+  const int file = std::exchange(file_, -1);
+  if (file >= 0) ::close(file);
+}
 
 Outcome read_file(int file, uint64_t offset, void* target, uint64_t nbytes, int threads,
                   Interrupt interrupt, FileFailure& failure) {

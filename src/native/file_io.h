@@ -8,6 +8,20 @@
 
 namespace ndtorch {
 
+// A descriptor that is closed with whoever has it, by no Python code: a Ctrl-C would be lost in it.
+class OpenFile {
+ public:
+  explicit OpenFile(int file) : file_(file) {}
+  ~OpenFile() { close(); }
+  OpenFile(const OpenFile&) = delete;
+  OpenFile& operator=(const OpenFile&) = delete;
+
+  void close();
+
+ private:
+  int file_;
+};
+
 // What stopped the work: an error number of the system, or 0 where the file ended before it should.
 struct FileFailure {
   int number = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdlib>
+#include <limits>
 
 #include "arrays.h"
 #include "bridge.h"
@@ -21,8 +22,10 @@ bool is_distinct(PyArrayObject* array) {
   for (int axis = 0; axis < PyArray_NDIM(array); ++axis) {
     const int64_t size = PyArray_DIM(array, axis);
     if (size == 1) continue;
-    const int64_t stride = std::abs(PyArray_STRIDE(array, axis));
-    if (stride <= 0 || size == 0 || __builtin_mul_overflow(stride, size - 1, &span) ||
+    const int64_t stride = PyArray_STRIDE(array, axis);
+    // The lowest number has no absolute value.
+    if (stride == 0 || stride == std::numeric_limits<int64_t>::min() || size == 0 ||
+        __builtin_mul_overflow(std::abs(stride), size - 1, &span) ||
         __builtin_add_overflow(extent, span, &extent)) {
       return false;
     }
@@ -32,27 +35,33 @@ bool is_distinct(PyArrayObject* array) {
 
 }  // namespace
 
-PyObject* fresh_tensor(int ndim, const int64_t* shape, Dtype dtype, void** data) {
-  if (!can_wrap()) return nullptr;
-  int64_t nbytes = item_size(dtype);
-  for (int i = 0; i < ndim; ++i) {
-    if (__builtin_mul_overflow(nbytes, shape[i], &nbytes)) return nullptr;
+PyObject* fresh_tensor(int ndim, const int64_t* shape, Dtype dtype, void** data,
+                       Recycler* recycler) {
+  if (!can_wrap() || !can_cast(dtype, dtype)) return nullptr;
+  int64_t strides[kMaxDims];
+  int64_t items = 1, nbytes;
+  for (int i = ndim; i-- > 0;) {
+    strides[i] = items;
+    if (__builtin_mul_overflow(items, shape[i], &items)) return nullptr;
   }
-  const Block block = allocate(static_cast<size_t>(nbytes));
-  Owner* owner = block.data == nullptr ? nullptr : own_block(ndim, block);
+  if (__builtin_mul_overflow(items, item_size(dtype), &nbytes)) return nullptr;
+  const auto size = static_cast<size_t>(nbytes);
+  const Lease lease = recycler != nullptr ? recycler->take(size) : Lease{allocate(size), size, {}};
+  if (lease.block.data == nullptr) return nullptr;
+  *data = lease.block.data;
+  return wrap_block(lease, ndim, shape, strides, dtype);
+}
+
+PyObject* wrap_block(const Lease& lease, int ndim, const int64_t* shape, const int64_t* strides,
+                     Dtype dtype) {
+  Owner* owner = own_block(ndim, lease);
   if (owner == nullptr) {
-    if (block.data != nullptr) release(block);
+    release(lease);
     return nullptr;
   }
-  dlpack::Tensor& described = owner->managed.tensor;
-  int64_t stride = 1;
-  for (int i = ndim; i-- > 0;) {
-    described.shape[i] = shape[i];
-    described.strides[i] = stride;
-    stride *= shape[i];
-  }
-  described.dtype = dlpack_type_of(dtype);
-  *data = block.data;
+  std::copy_n(shape, ndim, owner->managed.tensor.shape);
+  std::copy_n(strides, ndim, owner->managed.tensor.strides);
+  owner->managed.tensor.dtype = dlpack_type_of(dtype);
   return hand_over(owner);
 }
 

@@ -6,12 +6,19 @@
 #include <cstdint>
 
 #include "dtypes.h"
+#include "recycler.h"
 
 namespace ndtorch {
 
-// An uninitialised tensor, dense in row-major order, and where its memory is. nullptr with no
-// exception set where the bridge is off, the shape overflows or there is no memory.
-PyObject* fresh_tensor(int ndim, const int64_t* shape, Dtype dtype, void** data);
+// An uninitialised tensor, dense in row-major order, and where its memory is: from a recycler where
+// there is one. nullptr with no exception set where the bridge is off, the shape overflows or there
+// is no memory.
+PyObject* fresh_tensor(int ndim, const int64_t* shape, Dtype dtype, void** data,
+                       Recycler* recycler = nullptr);
+
+// The tensor of a block, which is its own or released; `strides` are in items. nullptr as above.
+PyObject* wrap_block(const Lease& lease, int ndim, const int64_t* shape, const int64_t* strides,
+                     Dtype dtype);
 
 // A copy of a plain array as `to_torch` makes it, cast to a torch.dtype unless that is None.
 // nullptr with no exception set where the array or the cast is not plain, so Python's to decide.

@@ -80,22 +80,24 @@ void release(const Block& block) {
   }
 }
 
-std::optional<PrivateMapping> map_private(const char* path, uint64_t offset, uint64_t nbytes,
-                                          FileId id) {
+std::optional<Mapping> map_file(const char* path, uint64_t offset, uint64_t nbytes, FileId id,
+                                Sharing sharing) {
   uint64_t end;
   if (nbytes == 0 || __builtin_add_overflow(offset, nbytes, &end)) return std::nullopt;
   // A name that became a FIFO must not block the open.
   const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return std::nullopt;
   struct stat status;
-  std::optional<PrivateMapping> mapping;
+  std::optional<Mapping> mapping;
   if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode) &&
       static_cast<uint64_t>(status.st_dev) == id.device &&
       static_cast<uint64_t>(status.st_ino) == id.inode &&
       static_cast<uint64_t>(status.st_size) >= end) {
     const uint64_t lead = offset % static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
     const size_t length = nbytes + lead;
-    void* start = mmap(nullptr, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd,
+    const bool is_private = sharing == Sharing::kPrivate;
+    void* start = mmap(nullptr, length, is_private ? PROT_READ | PROT_WRITE : PROT_READ,
+                       is_private ? MAP_PRIVATE | MAP_NORESERVE : MAP_SHARED, fd,
                        static_cast<off_t>(offset - lead));
     if (start != MAP_FAILED) mapping = {static_cast<char*>(start) + lead, start, length};
   }
@@ -103,7 +105,7 @@ std::optional<PrivateMapping> map_private(const char* path, uint64_t offset, uin
   return mapping;
 }
 
-void unmap(const PrivateMapping& mapping) { munmap(mapping.start, mapping.length); }
+void unmap(const Mapping& mapping) { munmap(mapping.start, mapping.length); }
 
 #if defined(__linux__)
 namespace {

@@ -27,17 +27,21 @@ struct FileId {
 };
 
 // Bytes of a file in memory; `start` and `length` are what to give back to `unmap`.
-struct PrivateMapping {
+struct Mapping {
   void* data;
   void* start;
   size_t length;
 };
 
-// Maps bytes of `path` so that writes stay in this process. Nothing where the file is not `id`, is
-// too short or cannot be opened, or where `nbytes` is 0.
-std::optional<PrivateMapping> map_private(const char* path, uint64_t offset, uint64_t nbytes,
-                                          FileId id);
-void unmap(const PrivateMapping& mapping);
+// What a mapping is for: to be written, which stays in this process, or to be read alone, which no
+// limit of a process's own memory counts.
+enum class Sharing { kPrivate, kReadOnly };
+
+// Maps bytes of `path`. Nothing where the file is not `id`, is too short or cannot be opened, or
+// where `nbytes` is 0.
+std::optional<Mapping> map_file(const char* path, uint64_t offset, uint64_t nbytes, FileId id,
+                                Sharing sharing);
+void unmap(const Mapping& mapping);
 
 struct FileMapping {
   std::string path;

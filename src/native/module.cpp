@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "arrays.h"
+#include "bindings.h"
 #include "bridge.h"
 #include "builtins.h"
 #include "dlpack_abi.h"
@@ -20,13 +21,17 @@
 #include "fresh.h"
 #include "kernels.h"
 #include "memory.h"
+#include "numpy_api.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace {
 
+using ndtorch::Blocks;
+using ndtorch::none_if_null;
 using Bytes = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
+using FixedBytes = nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>;
 // NumPy numbers, NumPy dtype, torch dtype, scalar type, rank of its kind, DLPack code and bits.
 using Row = std::tuple<std::vector<int>, nb::object, nb::object, int, int, uint8_t, uint8_t>;
 
@@ -35,10 +40,6 @@ nb::bytes encode(nb::handle path) {
   PyObject* encoded = nullptr;
   if (!PyUnicode_FSConverter(path.ptr(), &encoded)) nb::raise_python_error();
   return nb::steal<nb::bytes>(encoded);
-}
-
-nb::object none_if_null(PyObject* object) {
-  return object == nullptr ? nb::object(nb::none()) : nb::steal(object);
 }
 
 // Whether it is versioned, its flags, type of device, whether it has memory, code, bits and lanes
@@ -86,17 +87,28 @@ void set_dtypes(const std::vector<Row>& rows) {
   ndtorch::set_dtypes(table);
 }
 
-std::optional<Bytes> map_private(nb::str path, uint64_t offset, uint64_t nbytes, uint64_t device,
-                                 uint64_t inode) {
+template <typename Array>
+std::optional<Array> map_file(nb::str path, uint64_t offset, uint64_t nbytes, uint64_t device,
+                              uint64_t inode, ndtorch::Sharing sharing) {
   const nb::bytes name = encode(path);
-  auto mapping = ndtorch::map_private(name.c_str(), offset, nbytes, {device, inode});
+  auto mapping = ndtorch::map_file(name.c_str(), offset, nbytes, {device, inode}, sharing);
   if (!mapping) return std::nullopt;
-  nb::capsule owner(new ndtorch::PrivateMapping(*mapping), [](void* pointer) noexcept {
-    auto* held = static_cast<ndtorch::PrivateMapping*>(pointer);
+  nb::capsule owner(new ndtorch::Mapping(*mapping), [](void* pointer) noexcept {
+    auto* held = static_cast<ndtorch::Mapping*>(pointer);
     ndtorch::unmap(*held);
     delete held;
   });
-  return Bytes(mapping->data, {static_cast<size_t>(nbytes)}, owner);
+  return Array(mapping->data, {static_cast<size_t>(nbytes)}, owner);
+}
+
+std::optional<Bytes> map_private(nb::str path, uint64_t offset, uint64_t nbytes, uint64_t device,
+                                 uint64_t inode) {
+  return map_file<Bytes>(path, offset, nbytes, device, inode, ndtorch::Sharing::kPrivate);
+}
+
+std::optional<FixedBytes> map_shared(nb::str path, uint64_t offset, uint64_t nbytes,
+                                     uint64_t device, uint64_t inode) {
+  return map_file<FixedBytes>(path, offset, nbytes, device, inode, ndtorch::Sharing::kReadOnly);
 }
 
 nb::object mapping_at(uint64_t address) {
@@ -122,14 +134,15 @@ std::optional<uintptr_t> const_data_ptr(nb::handle tensor) {
 }
 
 // A tensor and the array over its memory.
-nb::object fresh(nb::tuple shape, int scalar_type) {
+nb::object fresh(nb::tuple shape, int scalar_type, const Blocks* blocks) {
   int64_t sizes[ndtorch::kMaxDims];
   const size_t ndim = shape.size();
   if (ndim > ndtorch::kMaxDims) return nb::none();
   for (size_t i = 0; i < ndim; ++i) sizes[i] = nb::cast<int64_t>(shape[i]);
   void* data;
-  nb::object tensor = none_if_null(ndtorch::fresh_tensor(
-      static_cast<int>(ndim), sizes, static_cast<ndtorch::Dtype>(scalar_type), &data));
+  nb::object tensor = none_if_null(
+      ndtorch::fresh_tensor(static_cast<int>(ndim), sizes, static_cast<ndtorch::Dtype>(scalar_type),
+                            &data, blocks == nullptr ? nullptr : blocks->recycler()));
   if (tensor.is_none()) return tensor;
   nb::object array = none_if_null(ndtorch::alias(tensor.ptr(), true));
   return array.is_none() ? array : nb::make_tuple(tensor, array);
@@ -185,6 +198,39 @@ int64_t read_equal_files(nb::tuple paths, nb::bytes header, nb::handle target, i
   return equal;
 }
 
+int64_t read_rows(int file, uint64_t offset, uint64_t step, uint64_t nbytes, nb::handle indices,
+                  nb::handle target) {
+  const ndtorch::FileRows rows{nullptr, 0, offset, step, nbytes};
+  const int64_t done = ndtorch::read_rows(file, rows, indices.ptr(), target.ptr());
+  if (done < 0) nb::raise_python_error();
+  return done;
+}
+
+void announce_file(int file, uint64_t offset, uint64_t step, uint64_t nbytes, nb::handle indices) {
+  const ndtorch::FileRows rows{nullptr, 0, offset, step, nbytes};
+  if (!ndtorch::announce_rows(file, rows, indices.ptr())) nb::raise_python_error();
+}
+
+int64_t read_files(std::vector<int> files, std::vector<uint64_t> offsets, uint64_t nbytes,
+                   nb::handle of_files, nb::handle rows, nb::handle places, nb::handle target) {
+  const int64_t done = ndtorch::read_rows(
+      {std::move(files), std::move(offsets), nbytes, of_files.ptr(), rows.ptr(), places.ptr()},
+      target.ptr());
+  if (done < 0) nb::raise_python_error();
+  return done;
+}
+
+bool announce_files(std::vector<int> files, std::vector<uint64_t> offsets, uint64_t nbytes,
+                    nb::handle of_files, nb::handle rows) {
+  bool is_read;
+  if (!ndtorch::announce_rows(
+          {std::move(files), std::move(offsets), nbytes, of_files.ptr(), rows.ptr(), nullptr},
+          is_read)) {
+    nb::raise_python_error();
+  }
+  return is_read;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -216,7 +262,7 @@ NB_MODULE(_native, m) {
       "set_thread_count", [](nb::callable count) { ndtorch::set_thread_count(count.ptr()); },
       "get_num_threads"_a);
   m.def("level", [] { return ndtorch::kernels().level; });
-  m.def("fresh", &fresh, "shape"_a, "scalar_type"_a);
+  m.def("fresh", &fresh, "shape"_a, "scalar_type"_a, "blocks"_a.none() = nb::none());
   m.def(
       "copy",
       [](nb::handle target, nb::handle source, bool exact) {
@@ -254,8 +300,15 @@ NB_MODULE(_native, m) {
       },
       "target"_a, "planes"_a, "steps"_a);
 
+  ndtorch::bind_batches(m);
+
+  nb::class_<ndtorch::OpenFile>(m, "OpenFile")
+      .def(nb::init<int>(), "descriptor"_a)
+      .def("close", &ndtorch::OpenFile::close);
+
   m.def("dlpack_facts", &dlpack_facts, "capsule"_a.none());
   m.def("map_private", &map_private, "path"_a, "offset"_a, "nbytes"_a, "device"_a, "inode"_a);
+  m.def("map_shared", &map_shared, "path"_a, "offset"_a, "nbytes"_a, "device"_a, "inode"_a);
   m.def("mapping_at", &mapping_at, "address"_a);
 
   m.def(
@@ -286,5 +339,11 @@ NB_MODULE(_native, m) {
       "file"_a, "offset"_a, "step"_a, "source"_a, "count"_a, "threads"_a);
   m.def("start_writeback", &ndtorch::start_writeback, "file"_a, "offset"_a, "nbytes"_a);
   m.def("reserve", &reserve, "file"_a, "nbytes"_a);
+  m.def("read_rows", &read_rows, "file"_a, "offset"_a, "step"_a, "nbytes"_a, "rows"_a, "target"_a);
+  m.def("announce_file", &announce_file, "file"_a, "offset"_a, "step"_a, "nbytes"_a, "rows"_a);
+  m.def("read_rows_of_files", &read_files, "files"_a, "offsets"_a, "nbytes"_a, "of_files"_a,
+        "rows"_a, "places"_a, "target"_a);
+  m.def("announce_files", &announce_files, "files"_a, "offsets"_a, "nbytes"_a, "of_files"_a,
+        "rows"_a);
   m.def("read_equal_files", &read_equal_files, "paths"_a, "header"_a, "target"_a, "threads"_a);
 }

@@ -40,9 +40,9 @@ Owner* new_owner(int ndim, void* data, size_t extra) {
   return owner;
 }
 
-Block* block_of(Owner* owner) {
+Lease* lease_of(Owner* owner) {
   const dlpack::Tensor& tensor = owner->managed.tensor;
-  return reinterpret_cast<Block*>(tensor.strides + tensor.ndim);
+  return reinterpret_cast<Lease*>(tensor.strides + tensor.ndim);
 }
 
 void drop_array(PyObject* capsule) {
@@ -86,12 +86,12 @@ Owner* own_array(int ndim, PyObject* array, void* data) {
   return owner;
 }
 
-Owner* own_block(int ndim, const Block& block) {
-  Owner* owner = new_owner(ndim, block.data, sizeof block);
+Owner* own_block(int ndim, const Lease& lease) {
+  Owner* owner = new_owner(ndim, lease.block.data, sizeof lease);
   if (owner == nullptr) return nullptr;
   owner->array = nullptr;
   owner->holders.store(1, std::memory_order_relaxed);
-  new (block_of(owner)) Block(block);
+  new (lease_of(owner)) Lease(lease);
   return owner;
 }
 
@@ -104,7 +104,7 @@ void release(Owner* owner) {
     PyGILState_Release(gil);
   } else {
     if (owner->holders.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
-    release(*block_of(owner));
+    release(*lease_of(owner));
   }
   std::free(owner);
 }

@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "dlpack_abi.h"
-#include "memory.h"
+#include "recycler.h"
 #include "tensor_layout.h"
 
 namespace ndtorch {
@@ -26,7 +26,7 @@ struct Owner {
 // Owners of an array, which gets a reference, and of a block, which is theirs to release. The dtype
 // and the shape are yet to be described. nullptr: no memory, and the block is the caller's.
 Owner* own_array(int ndim, PyObject* array, void* data);
-Owner* own_block(int ndim, const Block& block);
+Owner* own_block(int ndim, const Lease& lease);
 
 // Takes one holder away, and the owner with the last.
 void release(Owner* owner);

@@ -7,9 +7,9 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <new>
-#include <system_error>
 #include <thread>
 
 namespace ndtorch {
@@ -136,8 +136,8 @@ class Pool {
       for (; helpers_ < wanted; ++helpers_) {
         std::thread([this, seen = generation_.load()] { help(seen); }).detach();
       }
-    } catch (const std::system_error&) {
-      // No more threads to be had: those there are, and the caller, do the work.
+    } catch (const std::exception&) {
+      // No more threads or no memory for one: those there are, and the caller, do the work.
     }
     pthread_sigmask(SIG_SETMASK, &before, nullptr);
   }

@@ -6,6 +6,8 @@ To look into a file takes no torch, whose import takes seconds: where nobody has
 name that needs it.
 """
 
+import contextlib
+import gc
 import importlib
 import sys
 import typing
@@ -23,32 +25,48 @@ from ._errors import (
 )
 
 if typing.TYPE_CHECKING:
+    from ._doctor import doctor
     from ._inspect import ArrayInfo, Inspection, inspect
     from ._report import report
     from ._statistics import Statistics
+    from .loader import Loader
+    from .scale import convert_many
+
+
+@contextlib.contextmanager
+def _without_collections() -> typing.Iterator[None]:
+    """Leave the objects of torch alone: to look through them takes as long as imports, and those make no garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
 
 if typing.TYPE_CHECKING or "torch" in sys.modules:
-    from ._api import (
-        Checkpoint,
-        Masked,
-        Plan,
-        collate,
-        convert_file,
-        doctor,
-        explain,
-        image_to_numpy,
-        image_to_torch,
-        numpy_io,
-        read,
-        shares_memory,
-        stack,
-        to_checkpoint,
-        to_numpy,
-        to_torch,
-        torch_io,
-        trace,
-        write,
-    )
+    with _without_collections():
+        from ._api import (
+            Checkpoint,
+            Masked,
+            Plan,
+            collate,
+            convert_file,
+            explain,
+            image_to_numpy,
+            image_to_torch,
+            numpy_io,
+            read,
+            shares_memory,
+            stack,
+            to_checkpoint,
+            to_numpy,
+            to_torch,
+            torch_io,
+            trace,
+            write,
+        )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -58,6 +76,7 @@ __all__ = [
     "FormatError",
     "Inspection",
     "InvalidOptionError",
+    "Loader",
     "LossyCastError",
     "Masked",
     "MissingDependencyError",
@@ -69,6 +88,7 @@ __all__ = [
     "UnsupportedTypeError",
     "collate",
     "convert_file",
+    "convert_many",
     "doctor",
     "explain",
     "image_to_numpy",
@@ -87,11 +107,14 @@ __all__ = [
     "write",
 ]
 
-# What is imported when it is asked for, and takes no torch.
+# What is imported when it is asked for: not every user of torch needs it, or it takes no torch.
 _LATE = {
     "ArrayInfo": "_inspect",
     "Inspection": "_inspect",
+    "Loader": "loader",
     "Statistics": "_statistics",
+    "convert_many": "scale",
+    "doctor": "_doctor",
     "inspect": "_inspect",
     "report": "_report",
 }
@@ -107,7 +130,8 @@ def __getattr__(name: str) -> typing.Any:
     if name in _LATE:
         globals()[name] = getattr(importlib.import_module(f".{_LATE[name]}", __name__), name)
     else:
-        from . import _api
+        with _without_collections():
+            from . import _api
 
         globals().update({each: getattr(_api, each) for each in _api.__all__})
     return globals()[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from . import _bridge, _memory, _trace
-from ._casting import check_exact, copy_into
+from ._casting import Region, check_exact, copy_into
 from ._dtypes import BY_NAME, DType, from_numpy_dtype
 from ._errors import NdtorchError, ShapeMismatchError, UnsupportedDtypeError
 from ._objects import array_of, numbers_of
@@ -86,6 +86,8 @@ def _read(source: Unread, planned: Plan) -> AnyArray:
     """Have a foreign object read, straight into memory of our own where its library can."""
     row = from_numpy_dtype(source.dtype)
     try:
+        if source.pieces is not None and planned.action == "read":
+            return _put_together(source.pieces(), source, planned)
         if source.fill is not None and row is not None and source.dtype.isnative:
             array = _bridge.fresh(source.shape, row)[1]
             source.fill(array)
@@ -105,6 +107,28 @@ def _read(source: Unread, planned: Plan) -> AnyArray:
             got=f"{array.dtype}{list(array.shape)}",
         )
     return array if array.flags.writeable else array.copy()
+
+
+def _put_together(pieces: Iterator[tuple[tuple[int, ...], AnyArray]], source: Unread, planned: Plan) -> AnyArray:
+    """Write each piece to its place in memory of our own, cast on the way to what is wanted of it."""
+    options, dtype = planned.options, source.dtype
+    wanted = BY_NAME.get(planned.dtype) if planned.source.form in ("number", "foreign number") else None
+    if wanted is not None and wanted.numpy is not None:
+        dtype = wanted.numpy
+    row = from_numpy_dtype(dtype)
+    whole: AnyArray = np.empty(source.shape, dtype) if row is None else _bridge.fresh(source.shape, row)[1]
+    while True:
+        try:
+            start, piece = next(pieces, (None, None))
+        except NdtorchError as error:
+            raise error.renamed(options.subject) from error.__cause__
+        if start is None or piece is None:
+            return whole
+        slices: Any = tuple(slice(at, at + n) for at, n in zip(start, piece.shape, strict=True))
+        region: AnyArray = whole[(*slices, ...)]
+        copy_into(
+            region, piece, casting=options.casting, subject=options.subject, what=planned.source, part=Region(start)
+        )
 
 
 def _nbytes(result: Any) -> int:
@@ -150,7 +174,7 @@ def _carry_out_parts(planned: Plan, source: Any, path: str) -> Any:
         try:
             results[step] = carry_out(planned.leaves[step], part, path + step)
         except NdtorchError as error:
-            raise error.at(step) from None
+            raise error.at(step) from error.__cause__
     return _ASSEMBLE[planned.source.form](planned, source, results)
 
 
@@ -173,7 +197,8 @@ def _assemble_masked(planned: Plan, source: Any, results: dict[str, Any]) -> Any
 
 
 def _assemble_table(planned: Plan, source: Parts, results: dict[str, Any]) -> Any:
-    return dict(zip(source.keys, results.values(), strict=True))
+    steps = zip(source.keys, source.parts, strict=True)
+    return {key: results.get(step) for key, step in steps}  # None stays None
 
 
 def _assemble_ragged(planned: Plan, source: Parts, results: dict[str, Any]) -> Any:

@@ -1,10 +1,10 @@
 """The public names that need torch, imported together: torch.compile has to find all of them there."""
 
+from . import _compile as _compile  # torch.compile is told of our functions whether or not anybody asks the doctor
 from ._act import Masked
 from ._checkpoint import Checkpoint, to_checkpoint
 from ._collate import collate
 from ._convert import explain, shares_memory, to_numpy, to_torch
-from ._doctor import doctor
 from ._functions import numpy_io, torch_io
 from ._images import image_to_numpy, image_to_torch
 from ._plan import Plan
@@ -19,7 +19,6 @@ __all__ = [
     "Plan",
     "collate",
     "convert_file",
-    "doctor",
     "explain",
     "image_to_numpy",
     "image_to_torch",

@@ -87,8 +87,11 @@ class Row:
         return min((name for name in self.peers if name not in (LIMIT, DISK)), key=lambda name: self.peers[name])
 
 
-def measure(work: Work, *, seconds: float = 3.0, rounds: int = 31) -> Row:
-    """Let all sides take turns while ``seconds`` last, at most ``rounds`` times; results die within their turn."""
+def measure(work: Work, *, seconds: float = 3.0, rounds: int = 31, least: float = _LEAST_ROUND) -> Row:
+    """Let all sides take turns while ``seconds`` last, at most ``rounds`` times; results die within their turn.
+
+    A turn takes ``least`` seconds at least.
+    """
     sides = {"": work.ours, **work.peers}
     single = {}
     for name, side in sides.items():
@@ -96,7 +99,7 @@ def measure(work: Work, *, seconds: float = 3.0, rounds: int = 31) -> Row:
         start = time.perf_counter()
         side()
         single[name] = time.perf_counter() - start
-    calls = {name: max(1, math.ceil(_LEAST_ROUND / max(once, 1e-9))) for name, once in single.items()}
+    calls = {name: max(1, math.ceil(least / max(once, 1e-9))) for name, once in single.items()}
     per_round = sum(calls[name] * once for name, once in single.items())
     times: dict[str, list[float]] = {name: [] for name in sides}
     least = 3 if per_round < _LONG_ROUND else 1

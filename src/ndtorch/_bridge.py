@@ -108,7 +108,8 @@ def share(array: np.ndarray[Any, Any]) -> torch.Tensor:
     tensor = torch.from_numpy(np.asarray(owner)).view(row.torch)
     storage = _storage_of(tensor)
     if storage is not None:
-        _owners[storage] = weakref.ref(owner)
+        # Called without Python code, which would swallow a Ctrl-C that comes within it.
+        _owners[weakref.ref(storage, _owners.pop)] = weakref.ref(owner)
     return tensor
 
 
@@ -121,17 +122,19 @@ def made_known(tensor: torch.Tensor) -> torch.Tensor:
     return torch.ops.aten.lift_fresh.default(tensor) if in_transform else tensor
 
 
-def fresh(shape: tuple[int, ...], row: DType) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
+def fresh(
+    shape: tuple[int, ...], row: DType, blocks: _native.Blocks | None = None
+) -> tuple[torch.Tensor, np.ndarray[Any, Any]]:
     """Make a tensor on the CPU that nothing is written to yet, and the array over its memory.
 
     Memory:
-        New, shared by the two, dense in row-major order, on huge pages where it is large.
+        New, or out of ``blocks``; shared by the two, dense in row-major order, on huge pages where it is large.
 
     Raises:
         MemoryError: There is not so much memory.
     """
     if _is_native["to_numpy"] and 0 not in shape:
-        pair = _native.fresh(shape, row.scalar_type)
+        pair = _native.fresh(shape, row.scalar_type, blocks)
         if pair is not None:
             return pair
     try:
@@ -184,7 +187,7 @@ def is_movable(tensor: torch.Tensor) -> bool:
 def _owner_of(tensor: torch.Tensor) -> _Writable | None:
     """The owner of a tensor's present memory, where `share` made it without the native bridge."""
     storage = _storage_of(tensor) if _owners else None
-    found = None if storage is None else _owners.get(storage)
+    found = None if storage is None else _owners.get(weakref.ref(storage))
     owner = None if found is None else found()
     if storage is None or owner is None or storage.data_ptr() != owner.__array_interface__["data"][0]:
         return None
@@ -253,7 +256,7 @@ class _Held:
 
 
 # A storage is the same object for as long as its memory or another lives; the owner dies with its last holder.
-_owners: weakref.WeakKeyDictionary[torch.UntypedStorage, weakref.ref[_Writable]] = weakref.WeakKeyDictionary()
+_owners: dict[weakref.ref[torch.UntypedStorage], weakref.ref[_Writable]] = {}
 
 
 # ---- the proof at import ----

@@ -26,6 +26,12 @@ class Part(NamedTuple):
     order: Literal["C", "F"]
 
 
+class Region(NamedTuple):
+    """The index that the first element of a piece has in the array it is part of, for the index in an error."""
+
+    start: tuple[int, ...]
+
+
 _NUMPY_KINDS: dict[str, Kind] = {"b": "bool", "u": "uint", "i": "int", "f": "float", "c": "complex"}
 _BLOCK = 1 << 16  # elements compared at a time: a block and its temporaries stay in the cache
 
@@ -69,7 +75,7 @@ def why_not_cast(source: np.dtype[Any], target: np.dtype[Any], casting: str) -> 
 
 
 def copy_into(
-    target: AnyArray, source: AnyArray, *, casting: str, subject: str, what: object, part: Part | None = None
+    target: AnyArray, source: AnyArray, *, casting: str, subject: str, what: object, part: Part | Region | None = None
 ) -> None:
     """Fill ``target`` with ``source``, cast on the way; under ``exact`` prove that nothing was lost.
 
@@ -94,7 +100,9 @@ def copy_into(
         check_exact(source, target, subject=subject, what=what, part=part)
 
 
-def check_exact(source: AnyArray, target: AnyArray, *, subject: str, what: object, part: Part | None = None) -> None:
+def check_exact(
+    source: AnyArray, target: AnyArray, *, subject: str, what: object, part: Part | Region | None = None
+) -> None:
     """Raise unless every element of ``target`` has the value of its element of ``source``.
 
     Raises:
@@ -104,8 +112,7 @@ def check_exact(source: AnyArray, target: AnyArray, *, subject: str, what: objec
     if flat is None:
         return
     value, became = source.flat[flat], target.flat[flat]
-    start, shape, order = part or Part(0, source.shape, "C")
-    index = tuple(int(i) for i in np.unravel_index(start + flat, shape, order))
+    index = _index_of(flat, source.shape, part)
     name = target.dtype.name
     raise LossyCastError(
         subject,
@@ -117,6 +124,13 @@ def check_exact(source: AnyArray, target: AnyArray, *, subject: str, what: objec
         became=became,
         dtype=name,
     )
+
+
+def _index_of(flat: int, shape: tuple[int, ...], part: Part | Region | None) -> tuple[int, ...]:
+    if isinstance(part, Part):
+        return tuple(int(i) for i in np.unravel_index(part.start + flat, part.shape, part.order))
+    start = part.start if part is not None else (0,) * len(shape)
+    return tuple(int(i) + at for i, at in zip(np.unravel_index(flat, shape), start, strict=True))
 
 
 def _index_text(index: tuple[int, ...]) -> str:

@@ -312,7 +312,7 @@ def _footprints(value: Any) -> list[tuple[str, _Footprint]]:
     if isinstance(value, Parts) and value.layout in MADE_OF_OBJECTS:
         return []
     if isinstance(value, Parts):
-        return [footprint for part in value.parts.values() for footprint in _footprints(part)]
+        return [footprint for part in value.parts.values() if part is not None for footprint in _footprints(part)]
     if isinstance(value, Foreign):  # unread or refused
         return []
     taken = recognise(value, "numpy")  # what its memory is, not what torch would make of it

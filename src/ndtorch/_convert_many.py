@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from ._errors import FormatError, NdtorchError
 from ._pairs import Pair, Source, why_not_target
 from ._write import Casts, Prepared, prepare, write_prepared
-from .files import Format, open_file
+from .files import ArrayFile, Format, MissingChunks, open_file
 from .files.arrays import AnyArray, FileArray, Order, Packed
 from .files.items import Item
 from .files.names import SEPARATOR, checked
@@ -46,6 +46,7 @@ class Request:
         name: What an array is called that has no name in its file; else the stem of the file's name.
         overwrite: Whether outputs that exist are replaced.
         verify: Whether what was written is read back and compared before it takes its name.
+        missing_chunks: Whether chunks of Zarr that are not there are an error, or hold the fill value.
     """
 
     casts: Casts = _AS_IT_IS
@@ -53,6 +54,11 @@ class Request:
     name: str | None = None
     overwrite: bool = False
     verify: bool = False
+    missing_chunks: MissingChunks = "error"
+
+    def open(self, path: str) -> ArrayFile:
+        """Read the headers of a source."""
+        return open_file(path, format=self.source_format, name=self.name, missing_chunks=self.missing_chunks)
 
 
 class PlannedArray(NamedTuple):
@@ -164,7 +170,7 @@ def _leaves(pair: Pair, request: Request) -> Iterator[tuple[str, FileArray, Agai
         raise FormatError("convert", f"{pair} cannot all be named {request.name!r}", hint=hint)
     taken: dict[str, Source] = {}
     for source in pair.sources:
-        file = open_file(source.path, format=request.source_format, name=request.name)
+        file = request.open(source.path)
         for own in file:
             name = _joined_name(source, own, file.format) if pair.is_joined else own
             if name in taken:
@@ -181,7 +187,7 @@ def _joined_name(source: Source, own: str, format: Format) -> str:
 
 
 def _opener(source: Source, own: str, request: Request) -> Again:
-    return lambda: open_file(source.path, format=request.source_format, name=request.name)[own]
+    return lambda: request.open(source.path)[own]
 
 
 def _planned_array(
@@ -229,7 +235,7 @@ def _reopening(ready: Prepared, again: Again, casts: Casts) -> Prepared:
 # --- converting
 
 
-def convert_many(
+def convert_planned(
     planned: Sequence[Planned],
     request: Request,
     *,

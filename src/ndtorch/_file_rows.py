@@ -49,7 +49,7 @@ def rows_in_files(arrays: Any) -> FileRows | None:
     names = list(mapping)
     paths = [mapping.local_path(name) for name in names]
     known = [path for path in paths if path is not None]
-    return FileRows(len(names), lambda i: mapping[names[i]].stored, known if len(known) == len(names) else None)
+    return FileRows(len(names), lambda i: mapping.stored(names[i]), known if len(known) == len(names) else None)
 
 
 def stack_rows(rows: FileRows, allocate: Allocate) -> torch.Tensor | None:

@@ -23,11 +23,11 @@ from ._torch_dtypes import resolve
 
 AnyArray = npt.NDArray[Any]
 
-_CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)
 _LARGEST = {"uint8": 255.0, "uint16": 65535.0}
 _LARGEST_FLOAT = float(np.finfo(np.float32).max)
 _FLOATS = ("float32", "float16", "bfloat16")
-_PIXELS = (*_LARGEST, "float16", "float32", "float64")
+PIXELS = (*_LARGEST, "float16", "float32", "float64")
 _PILLOW_MODES = ("1", "L", "RGB", "RGBA", "I;16", "F")
 _PILLOW_HINTS = {
     "I": "image_to_torch(numpy.asarray(image).astype(numpy.uint16)), for values up to 65535",
@@ -103,17 +103,12 @@ def _to_torch(
     out: torch.Tensor | None,
 ) -> torch.Tensor:
     subject = "image_to_torch"
-    pixels = _pixels_of(image, subject)
-    whole = _as_batch(pixels, subject)
-    means, stds = _numbers(subject, "mean", mean), _numbers(subject, "std", std)
-    words = (subject, whole.dtype, whole.shape[3], dtype, scale, means, stds)
-    try:  # -0.0 equals 0.0 and is another number: no cache then
-        recipe = _recipe.__wrapped__(*words) if means == 0 or (type(means) is tuple and 0 in means) else _recipe(*words)
-    except TypeError:  # something has no hash
-        recipe = _recipe.__wrapped__(*words)
+    pixels = pixels_of(image, subject)
+    whole = as_batch(pixels, subject)
+    recipe = recipe_of(subject, whole.dtype, whole.shape[3], dtype, scale, mean, std)
     if recipe is None:
-        raise _no_pixels(subject, pixels, ", ".join(_PIXELS))
-    is_interleaved = _is_channels_last(memory_format, subject)
+        raise no_pixels(subject, pixels)
+    is_interleaved = is_channels_last(memory_format, subject)
     place = resolve_device(subject, device)
     memory = whole.shape if is_interleaved else (whole.shape[0], whole.shape[3], *whole.shape[1:3])
     if pixels.ndim != 4:
@@ -124,7 +119,7 @@ def _to_torch(
             result = result.movedim(-1, -3)
     else:
         shape = (*memory[:-3], memory[-1], *memory[-3:-1]) if is_interleaved else memory
-        sources = [_pixels_of(one, subject) for one in image] if isinstance(image, list | tuple) else [pixels]
+        sources = [pixels_of(one, subject) for one in image] if isinstance(image, list | tuple) else [pixels]
         check_out(subject, out, shape, recipe.row, place, sources)
         result, target = _memory_of(out, is_interleaved) or _bridge.fresh(memory, recipe.row)
         if result is not out and is_interleaved:
@@ -185,7 +180,7 @@ def _to_numpy(image: Any, mean: Any, std: Any, dtype: Any) -> AnyArray:
     shape = planes.shape if planes.ndim == 2 else whole.shape[4 - planes.ndim :]
     own = from_numpy_dtype(planes.dtype)
     if own is None or own.kind not in ("float", "int", "uint") or own.name.startswith("float8"):
-        raise _no_pixels(subject, planes, "floats or integers")
+        raise no_pixels(subject, planes, "floats or integers")
     if own.kind != "float":
         return _moved(whole, shape, own, mean, std, dtype)
     recipe = _way_back(
@@ -213,23 +208,15 @@ def _name_of(image: Any) -> str:
     return str(describe(image)) if isinstance(image, np.ndarray | torch.Tensor) else f"a {type(image).__name__}"
 
 
-def _pixels_of(image: Any, subject: str) -> AnyArray:
+def pixels_of(image: Any, subject: str) -> AnyArray:
     """A picture or a batch as one array, in its own memory where it has any."""
     if type(image) is np.ndarray:
         return readable(image, subject)
     if isinstance(image, list | tuple):
-        pictures = [_pixels_of(one, subject) for one in image]
+        pictures = [pixels_of(one, subject) for one in image]
         return _batch_of(pictures, [one[..., None] if one.ndim == 2 else one for one in pictures], subject)
-    if _is_pillow(image):
-        if image.mode not in _PILLOW_MODES:
-            fact = f"cannot convert a Pillow picture of mode {image.mode!r}"
-            raise UnsupportedTypeError(
-                subject,
-                fact,
-                expected="one of " + ", ".join(_PILLOW_MODES),
-                got=image.mode,
-                hint=_PILLOW_HINTS.get(image.mode, 'image.convert("RGB")'),
-            )
+    if is_pillow(image):
+        check_mode(image, subject)
         return np.asarray(image.convert("L") if image.mode == "1" else image)
     return _array_of(image, subject)
 
@@ -245,8 +232,8 @@ def _planes_of(image: Any, subject: str) -> AnyArray:
         return _batch_of(pictures, pictures, subject)
     planes = readable(image, subject) if type(image) is np.ndarray else _array_of(image, subject)
     channels = planes.shape[-3] if planes.ndim in (3, 4) else 1
-    if planes.ndim not in (2, 3, 4) or channels not in _CHANNELS:
-        is_pixels = planes.ndim in (3, 4) and planes.shape[-1] in _CHANNELS
+    if planes.ndim not in (2, 3, 4) or channels not in CHANNELS:
+        is_pixels = planes.ndim in (3, 4) and planes.shape[-1] in CHANNELS
         raise ShapeMismatchError(
             subject,
             f"{describe(planes)} are no planes of a picture",
@@ -270,7 +257,25 @@ def _array_of(image: Any, subject: str) -> AnyArray:
         raise error.renamed(subject) from None
 
 
-def _is_pillow(image: Any) -> bool:
+def check_mode(image: Any, subject: str) -> None:
+    """Raise unless the pixels of a picture of Pillow mean what an array of them does.
+
+    Raises:
+        UnsupportedTypeError: Its mode is another.
+    """
+    if image.mode not in _PILLOW_MODES:
+        fact = f"cannot convert a Pillow picture of mode {image.mode!r}"
+        raise UnsupportedTypeError(
+            subject,
+            fact,
+            expected="one of " + ", ".join(_PILLOW_MODES),
+            got=image.mode,
+            hint=_PILLOW_HINTS.get(image.mode, 'image.convert("RGB")'),
+        )
+
+
+def is_pillow(image: Any) -> bool:
+    """Whether it is a picture of Pillow."""
     return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(image).__mro__)
 
 
@@ -298,15 +303,15 @@ def _batch_of(pictures: Sequence[AnyArray], shaped: Sequence[AnyArray], subject:
         raise error.renamed(subject) from None
 
 
-def _as_batch(pixels: AnyArray, subject: str) -> AnyArray:
+def as_batch(pixels: AnyArray, subject: str) -> AnyArray:
     """The same memory as NHWC."""
     ndim = pixels.ndim
     if ndim == 2:
         return pixels[None, :, :, None]
-    if ndim in (3, 4) and pixels.shape[-1] in _CHANNELS:
+    if ndim in (3, 4) and pixels.shape[-1] in CHANNELS:
         return pixels if ndim == 4 else pixels[None]
     hint = None
-    if ndim in (3, 4) and pixels.shape[-3] in _CHANNELS:
+    if ndim in (3, 4) and pixels.shape[-3] in CHANNELS:
         hint = "these look like planes: numpy.moveaxis(image, -3, -1), a transpose, gives pixels"
     elif ndim == 3:
         hint = "image[..., None] if these are grey pictures"
@@ -319,7 +324,8 @@ def _as_batch(pixels: AnyArray, subject: str) -> AnyArray:
     )
 
 
-def _no_pixels(subject: str, array: AnyArray, expected: str) -> UnsupportedDtypeError:
+def no_pixels(subject: str, array: AnyArray, expected: str = ", ".join(PIXELS)) -> UnsupportedDtypeError:
+    """Make the error for an array whose numbers mean no brightness."""
     fact = f"cannot take {describe(array)} for a picture"
     hint = "image.astype('uint8') if its numbers are 0 to 255"
     return UnsupportedDtypeError(subject, fact, expected=expected, got=str(array.dtype), hint=hint)
@@ -336,7 +342,7 @@ def _wrong_dtype(subject: str, row: DType, own: DType) -> UnsupportedDtypeError:
 # --- what becomes of a pixel
 
 
-class _Recipe(NamedTuple):
+class Recipe(NamedTuple):
     """The result's dtype and what the kernels do to each pixel; ``None``: its bytes are only moved."""
 
     row: DType
@@ -363,13 +369,25 @@ def _numbers(subject: str, option: str, value: Any) -> Any:
         raise InvalidOptionError(subject, fact, expected="a number or one per channel", got=repr(value)) from None
 
 
+def recipe_of(
+    subject: str, pixels: np.dtype[Any], channels: int, dtype: Any, scale: Any, mean: Any, std: Any
+) -> Recipe | None:
+    """What to do with pixels of a dtype, as `image_to_torch` documents it; ``None`` where they are no pixels."""
+    means, stds = _numbers(subject, "mean", mean), _numbers(subject, "std", std)
+    words = (subject, pixels, channels, dtype, scale, means, stds)
+    try:  # -0.0 equals 0.0 and is another number: no cache then
+        is_zero = means == 0 or (type(means) is tuple and 0 in means)
+        return _recipe.__wrapped__(*words) if is_zero else _recipe(*words)
+    except TypeError:  # something has no hash
+        return _recipe.__wrapped__(*words)
+
+
 @lru_cache(maxsize=256, typed=True)
 def _recipe(
     subject: str, pixels: np.dtype[Any], channels: int, dtype: Any, scale: Any, mean: Any, std: Any
-) -> _Recipe | None:
-    """What to do with pixels of a dtype; ``None`` where they are no pixels."""
+) -> Recipe | None:
     own = from_numpy_dtype(pixels)
-    if own is None or own.name not in _PIXELS:
+    if own is None or own.name not in PIXELS:
         return None
     row = BY_NAME["float32"] if dtype is None else resolve(dtype, subject=subject)
     divisor, factor = 0.0, 1.0
@@ -383,9 +401,9 @@ def _recipe(
         )
     steps = _native.affine(channels, divisor, factor, *_normalisation(subject, channels, mean, std))
     if row.name in _FLOATS:
-        return _Recipe(row, steps)
+        return Recipe(row, steps)
     if row is own and not divisor and factor == 1 and mean is None and std is None:
-        return _Recipe(row, None)
+        return Recipe(row, None)
     hint = f"scale=False without mean and std moves {own.name} pixels as they are" if row is own else None
     fact = f"dtype={row.name} cannot hold what becomes of {own.name} pixels"
     raise UnsupportedDtypeError(subject, fact, expected="float32, float16 or bfloat16", got=row.name, hint=hint)
@@ -397,7 +415,7 @@ def _way_back(subject: str, channels: int, dtype: Any, mean: Any, std: Any) -> A
     if row.name not in ("uint8", "uint16", "float32"):
         fact = f"dtype={row.name} is no dtype of pixels to show"
         raise UnsupportedDtypeError(subject, fact, expected="uint8, uint16 or float32", got=row.name)
-    return _Recipe(row, _native.affine(channels, 0.0, 1.0, *_normalisation(subject, channels, mean, std)))
+    return Recipe(row, _native.affine(channels, 0.0, 1.0, *_normalisation(subject, channels, mean, std)))
 
 
 def _normalisation(subject: str, channels: int, mean: Any, std: Any) -> tuple[list[float], list[float]]:
@@ -420,7 +438,7 @@ def _normalisation(subject: str, channels: int, mean: Any, std: Any) -> tuple[li
     return lists[0], lists[1]
 
 
-def _is_channels_last(memory_format: Any, subject: str) -> bool:
+def is_channels_last(memory_format: Any, subject: str) -> bool:
     if memory_format not in (torch.contiguous_format, torch.channels_last):
         raise InvalidOptionError(
             subject,

@@ -187,8 +187,8 @@ def inspected(file: ArrayFile, *, stats: bool = False) -> Inspection:
 def info_of(array: FileArray, *, stats: bool = False) -> ArrayInfo:
     """Say what is known of one array."""
     offset = array.layout.offset if isinstance(array.layout, Stored) else None
-    found, error = None, array.error
-    if stats and error is None:
+    found, error = None, None if array.is_none else array.error
+    if stats and array.error is None:
         try:
             found = statistics_of(array)
         except NdtorchError as damage:  # the other arrays may be sound
@@ -222,7 +222,7 @@ def _file_nbytes(file: ArrayFile) -> int | None:
         return sum(
             os.lstat(os.path.join(root, name)).st_size for root, _, names in os.walk(file.path) for name in names
         )
-    if file.format.name == "folder":
+    if file.format.name in ("folder", "shards"):
         return None
     layouts = (array.layout for array in file.values())
     return next((layout.storage.size for layout in layouts if isinstance(layout, Stored)), None)

@@ -37,6 +37,15 @@ class FileMapping:
     shared: bool
     truncated: bool
 
+    def has_shrunk(self) -> bool:
+        """Whether the file has become shorter than the array since; False where another has taken its name."""
+        try:
+            file = os.stat(self.path)
+        except OSError:
+            return False
+        is_it = (file.st_dev, file.st_ino) == (self.device, self.inode)
+        return is_it and file.st_size < self.offset + self.nbytes
+
 
 def byte_bounds(address: int, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
     """Lowest address and one past the highest of a strided array; equal when it is empty."""
@@ -51,7 +60,12 @@ def file_behind(view: AnyArray, owner: AnyArray) -> FileMapping | None:
 
     ``None`` for ordinary memory, for a file that was deleted or replaced, and where the system does not tell.
     """
-    if view.size == 0 or not _is_mapped(owner):
+    return mapping_of(view) if is_mapped(owner) else None
+
+
+def mapping_of(view: AnyArray) -> FileMapping | None:
+    """Find that file, whatever owns the memory; it takes a look at the table of all mappings."""
+    if view.size == 0:
         return None
     low, high = byte_bounds(view.__array_interface__["data"][0], view.shape, view.strides, view.itemsize)
     found = _native.mapping_at(low)
@@ -69,7 +83,8 @@ def file_behind(view: AnyArray, owner: AnyArray) -> FileMapping | None:
     return FileMapping(path, offset, high - low, device, inode, shared, file.st_size < offset + high - low)
 
 
-def _is_mapped(array: AnyArray) -> bool:
+def is_mapped(array: AnyArray) -> bool:
+    """Whether the memory of an array is that of a `mmap.mmap`."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base

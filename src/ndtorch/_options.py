@@ -107,7 +107,7 @@ def _torch_options(
     return Options(
         to="torch",
         dtype=None if dtype is None else resolve(dtype, subject=subject),
-        float_dtype=_resolve_float(subject, float_dtype),
+        float_dtype=resolve_float(subject, float_dtype),
         device=resolve_device(subject, device),
         copy=copy,
         casting=casting,
@@ -129,7 +129,7 @@ def _numpy_options(
     return Options(
         to="numpy",
         numpy_dtype=None if dtype is None else _resolve_numpy(subject, dtype),
-        float_dtype=_resolve_float(subject, float_dtype),
+        float_dtype=resolve_float(subject, float_dtype),
         copy=copy,
         casting=casting,
     )
@@ -159,7 +159,8 @@ def _one_of(subject: str, option: str, value: object, choices: tuple[str, ...]) 
         )
 
 
-def _resolve_float(subject: str, dtype: object) -> DType | None:
+def resolve_float(subject: str, dtype: object) -> DType | None:
+    """Find the row of a floating dtype."""
     if dtype is None:
         return None
     row = resolve(dtype, subject=subject, option="float_dtype")
@@ -167,7 +168,7 @@ def _resolve_float(subject: str, dtype: object) -> DType | None:
         raise InvalidOptionError(
             subject,
             f"float_dtype={dtype} is not a floating dtype",
-            hint="dtype= casts to any dtype",
+            hint="float32, float16 and bfloat16 are some",
         )
     return row
 

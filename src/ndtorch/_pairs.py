@@ -10,11 +10,12 @@ import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from ._errors import FormatError, NdtorchError
-from .files import FORMATS, AnyPath, Format, folders, format_to_write, remote
+from .files import FORMATS, AnyPath, Format, folders, format_to_write, remote, sharded
 from .files.names import SEPARATOR, checked_path
 from .files.remote import is_url, shown
 from .files.target import why_not_replaced
@@ -127,8 +128,10 @@ def find_sources(arguments: Sequence[AnyPath], *, any_suffix: bool = False, outs
         outside: A folder that is not looked into, because outputs go there.
 
     Raises:
-        FormatError: An argument names nothing.
+        FormatError: An argument names nothing, or has no name itself: empty text is no word for the current folder.
     """
+    if not all(os.fspath(argument) for argument in arguments):
+        raise FormatError("convert", "a source has no name", hint="'.' is the current folder")
 
     def is_known(name: str) -> bool:
         return any_suffix or _suffix(name) in _KNOWN
@@ -146,7 +149,10 @@ def _found(argument: str, is_known: Callable[[str], bool], outside: str | None) 
         yield Source(argument, PurePath(plain).name)
         return
     paths = _listed(argument, is_known)
-    kept = [Source(path, name) for name, path in paths if outside is None or not _is_below(path, outside, argument)]
+    if outside is not None:
+        is_output = _output_test(outside, argument)
+        paths = [(name, path) for name, path in paths if not is_output(path)]
+    kept = [Source(path, name) for name, path in paths]
     if not kept:
         known = ", ".join(_KNOWN)
         hint = f"known are {known}; --from names the format of any other"
@@ -168,19 +174,35 @@ def _names_one_file(argument: str) -> bool:
     if is_url(argument):
         may_be_folder = argument.endswith(SEPARATOR) or _suffix(argument) not in _KNOWN
         is_folder = may_be_folder and remote.kind_of(argument, "read") == "directory"
-        return not remote.has_magic(argument) and not (is_folder and not remote.is_zarr_store(argument))
+        if remote.has_magic(argument):
+            return False
+        return not is_folder or remote.is_zarr_store(argument) or sharded.remote_index(argument) is not None
     if folders.has_magic(argument):
         return False
+    if os.path.isdir(argument) and sharded.local_index(argument) is not None:
+        return True
     return not os.path.isdir(argument) or _suffix(argument) == ".zarr" or folders.is_zarr_store(argument)
 
 
-def _is_below(path: str, folder: str, argument: str) -> bool:
-    """Whether a path lies in a folder of outputs, which is no place to look for sources unless that was asked for."""
-    if is_url(path) or is_url(folder):
-        return path.startswith(folder.rstrip(SEPARATOR) + SEPARATOR) and not argument.startswith(folder)
+def _output_test(folder: str, argument: str) -> Callable[[str], bool]:
+    """What says of a path whether it lies in a folder of outputs: no place to look for sources unless that was asked.
+
+    Links count as what they lead to, but that of the path itself: a link in the folder of sources is a source.
+    """
+    if is_url(argument) or is_url(folder):
+        start = folder.rstrip(SEPARATOR) + SEPARATOR
+        return lambda path: path.startswith(start) and not argument.startswith(folder)
     searched = folders.split_pattern(argument)[0] if folders.has_magic(argument) else argument
-    outputs, found, asked = (os.path.abspath(each) for each in (folder, path, searched or "."))
-    return _holds(outputs, found) and not _holds(outputs, asked)
+    outputs = os.path.realpath(folder)
+    if _holds(outputs, os.path.realpath(searched or ".")):
+        return lambda path: False
+
+    @cache
+    def is_inside(parent: str) -> bool:
+        return _holds(outputs, os.path.realpath(parent))
+
+    real = folders.real_path()
+    return lambda path: is_inside(os.path.dirname(path)) or real(path) == outputs
 
 
 def _holds(folder: str, path: str) -> bool:
@@ -192,16 +214,17 @@ def _holds(folder: str, path: str) -> bool:
 
 def why_not_written(pairs: Sequence[Pair], *, overwrite: bool) -> dict[Pair, NdtorchError]:
     """Say of every output what forbids writing it."""
-    sources = {_place(source.path): source for pair in pairs for source in pair.sources}
-    places = {_place(pair.target) for pair in pairs}
+    place_of = _places()
+    sources = {place_of(source.path): source for pair in pairs for source in pair.sources}
+    places = {place_of(pair.target) for pair in pairs}
     first: dict[str, Pair] = {}  # by place: links may lead two names to one
     refused: dict[Pair, NdtorchError] = {}
     for pair in pairs:
-        place = _place(pair.target)
+        place = place_of(pair.target)
         other = first.setdefault(place, pair)
         error = (
             _clash(pair, other)
-            or _overwritten(pair, sources)
+            or _overwritten(pair, sources.get(place))
             or _within(pair, place, places)
             or why_not_target(pair, overwrite=overwrite)
         )
@@ -247,7 +270,7 @@ def why_not_target(pair: Pair, *, overwrite: bool) -> NdtorchError | None:
         folder = os.path.dirname(os.path.abspath(target))
         hint = f"mkdir -p {shlex.quote(os.path.dirname(target))} makes it"
         return FormatError("convert", f"cannot write {target!r}: no folder {folder!r}", hint=hint)
-    why = why_not_replaced(Path(target), pair.format)
+    why = why_not_replaced(Path(target), is_folder=pair.format.target == "folder")
     if why and (overwrite or pair.format.target != "folder"):
         return FormatError("convert", f"cannot write {target!r}: {why}", hint="move it away first")
     if os.path.lexists(target) and not overwrite:
@@ -278,8 +301,7 @@ def _why_outside(target: str, folder: str) -> NdtorchError | None:
     return None
 
 
-def _overwritten(pair: Pair, sources: dict[str, Source]) -> NdtorchError | None:
-    source = sources.get(_place(pair.target))
+def _overwritten(pair: Pair, source: Source | None) -> NdtorchError | None:
     if source is None and os.path.exists(pair.target):  # the same file by another name
         source = next((each for each in pair.sources if _is_same(each.path, pair.target)), None)
     if source is None:
@@ -289,8 +311,10 @@ def _overwritten(pair: Pair, sources: dict[str, Source]) -> NdtorchError | None:
     )
 
 
-def _place(path: str) -> str:
-    return path if is_url(path) else os.path.realpath(path)
+def _places() -> Callable[[str], str]:
+    """What says where paths and URLs lead."""
+    real = folders.real_path()
+    return lambda path: path if is_url(path) else real(path)
 
 
 def _is_same(one: str, other: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 from ._convert import explain, to_torch
 from ._errors import FormatError, InvalidOptionError, NdtorchError, UnsupportedTypeError
 from ._options import World
-from .files import AnyPath, ArrayFile, open_file
+from .files import AnyPath, ArrayFile, MissingChunks, open_file
 from .files.arrays import BLOCK, FileArray
 from .files.names import SEPARATOR, nested
 
@@ -28,6 +28,7 @@ def read(
     name: str | None = None,
     format: str | None = None,
     verify: bool = True,
+    missing_chunks: MissingChunks = "error",
 ) -> LazyArrays:
     """Open a file of arrays: names, dtypes and shapes are there at once, elements are read when they are touched.
 
@@ -54,6 +55,8 @@ def read(
         format: Name of the format, where the suffix does not tell.
         verify: Whether an array that is touched whole is compared with the checksum that its format keeps (``.npz``,
             ``.pt``), once. That reads all of it.
+        missing_chunks: Whether a chunk of ``.zarr`` that is not there is an error, for it may have been lost, or holds
+            the fill value (``fill``): zarr leaves such chunks out unless it is told not to.
 
     Raises:
         FormatError: The file is missing, truncated, or not what it claims to be.
@@ -73,14 +76,15 @@ def read(
     """
     if to not in ("torch", "numpy"):
         raise InvalidOptionError("read", f"to={to!r}", expected="'torch' or 'numpy'", got=repr(to))
-    return LazyArrays(open_file(path, format=format, name=name), to, verify=verify, name=name)
+    file = open_file(path, format=format, name=name, missing_chunks=missing_chunks)
+    return LazyArrays(file, to, verify=verify, name=name, missing_chunks=missing_chunks)
 
 
 _SHOWN = 100  # arrays that are listed: of a folder each is a file that is opened for that
 
 
 class LazyArrays(Mapping[str, Any]):
-    """The arrays of a file by name. ``arrays["a/b"]`` is ``arrays["a"]["b"]``.
+    """The arrays of a file by name. ``arrays["a/b"]`` is ``arrays["a"]["b"]``. A None in a checkpoint is None.
 
     Attributes:
         path: The file.
@@ -93,6 +97,7 @@ class LazyArrays(Mapping[str, Any]):
         *,
         verify: bool = True,
         name: str | None = None,
+        missing_chunks: MissingChunks = "error",
         prefix: str = "",
         root: LazyArrays | None = None,
     ) -> None:
@@ -101,6 +106,7 @@ class LazyArrays(Mapping[str, Any]):
         self._to: World = to
         self._verify = verify
         self._name = name
+        self._missing_chunks: MissingChunks = missing_chunks
         self._prefix = prefix
         self._base = root  # None for the whole file: a reference to itself would keep the file open
         self._absolute = self.path if "://" in self.path else os.path.abspath(self.path)
@@ -110,11 +116,16 @@ class LazyArrays(Mapping[str, Any]):
             raise KeyError(name)
         full = self._prefix + name
         if full in self._file:
-            return LazyArray(self._file[full], self._to, verify=self._verify, home=self._root)
+            stored = self._file[full]
+            return None if stored.is_none else LazyArray(stored, self._to, verify=self._verify, home=self._root)
         inner = _inner(self._root, full + SEPARATOR)
         if name and any(True for _ in inner):
             return inner
         raise KeyError(name)
+
+    def stored(self, name: str) -> FileArray:
+        """What the header of its file says of an array, or of the None in the place of one."""
+        return self._file[self._prefix + name]
 
     def local_path(self, name: str) -> str | None:
         """The path of the file in a folder that holds this array alone; ``None`` for whatever else it may be."""
@@ -164,15 +175,18 @@ class LazyArrays(Mapping[str, Any]):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._prefix:
             return _inner, (self._root, self._prefix)
-        return _reopened, (self._absolute, self._to, self._name, self._file.format.name, self._verify)
+        options = (self._to, self._name, self._file.format.name, self._verify, self._missing_chunks)
+        return _reopened, (self._absolute, *options)
 
 
 def _inner(root: LazyArrays, prefix: str) -> LazyArrays:
     return LazyArrays(root._file, root._to, verify=root._verify, prefix=prefix, root=root)
 
 
-def _reopened(path: str, to: World, name: str | None, format: str, verify: bool) -> LazyArrays:
-    return read(path, to=to, name=name, format=format, verify=verify)
+def _reopened(
+    path: str, to: World, name: str | None, format: str, verify: bool, missing_chunks: MissingChunks = "error"
+) -> LazyArrays:
+    return read(path, to=to, name=name, format=format, verify=verify, missing_chunks=missing_chunks)
 
 
 def _found_again(home: LazyArrays, name: str, facts: str) -> LazyArray:
@@ -239,10 +253,12 @@ class LazyArray:
 
     def _whole(self) -> Any:
         self.stored.require()
+        mapped = self.stored.map()
+        if mapped is None:
+            return self.stored.read()  # which compares
         if self._verify:
             self.stored.check()
-        mapped = self.stored.map()
-        return self.stored.read() if mapped is None else mapped
+        return mapped
 
     def _given(self, array: Any) -> Any:
         return to_torch(array) if self._to == "torch" else array

@@ -178,7 +178,7 @@ def _describe_foreign(source: Foreign) -> Spec:
         spec = _describe_array(np.broadcast_to(np.empty((), source.dtype), source.shape))
         return replace(_as_unread(spec, source.library, source.reason), notes=notes)
     if isinstance(source, Parts):
-        parts = {path: describe(part) for path, part in source.parts.items()}
+        parts = {path: describe(part) for path, part in source.parts.items() if part is not None}
         text = f"masked {parts['.data'].text}" if source.form == "masked" else source.text
         own = parts[".data"].own_dtype if source.form == "masked" else None
         return Spec(

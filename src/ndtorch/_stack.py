@@ -116,11 +116,11 @@ def stack_into(
     sources = _listed(arrays)
     plain, odd, kinds = _native.survey(sources)
     if not plain:
-        sources = _as_arrays(sources, wanted)
+        sources = as_arrays(sources, wanted)
         _, odd, kinds = _native.survey(sources)
     shape, lengths = _shape_of(sources, odd, pad_value)
-    row = _promoted(kinds) if wanted is None else _checked_row(wanted, sources)
-    padding = None if pad_value is None else _padding(pad_value, row)
+    row = promoted(kinds) if wanted is None else _checked_row(wanted, sources)
+    padding = None if pad_value is None else padding_of(pad_value, row)
     axis = _axis(dim, len(shape) + 1)
     whole = (*shape[:axis], len(sources), *shape[axis:])
     if len(whole) > MAX_DIMS:
@@ -173,7 +173,7 @@ def _listed(arrays: Any) -> tuple[Any, ...]:
     return sources
 
 
-def _as_arrays(sources: tuple[Any, ...], wanted: DType | None) -> tuple[AnyArray, ...]:
+def as_arrays(sources: tuple[Any, ...], wanted: DType | None) -> tuple[AnyArray, ...]:
     """Every source as an exact NumPy array of a dtype of the table, sharing memory where it can."""
     sources = tuple(map(_in_memory, sources))
     times = {source.dtype.newbyteorder("=") for source in sources if _is_time(source)}
@@ -238,9 +238,14 @@ def readable(array: AnyArray, subject: str) -> AnyArray:
     """The same array, unless reading it would kill the process: its file has been truncated."""
     mapping = None if array.base is None else _memory.file_behind(array, array)
     if mapping is not None and mapping.truncated:
-        fact = f"cannot read {describe(array)}: its file {mapping.path!r} has become shorter than the array"
-        raise NdtorchError(subject, fact, hint="open the file anew")
+        raise shrunk(array, mapping, subject)
     return array
+
+
+def shrunk(array: AnyArray, mapping: _memory.FileMapping, subject: str) -> NdtorchError:
+    """Make the error for an array whose file has been truncated."""
+    fact = f"cannot read {describe(array)}: its file {mapping.path!r} has become shorter than the array"
+    return NdtorchError(subject, fact, hint="open the file anew")
 
 
 def _numbers_of(array: AnyArray, wanted: DType | None) -> AnyArray:
@@ -272,7 +277,7 @@ def _shape_of(sources: tuple[AnyArray, ...], odd: int, pad_value: Any) -> tuple[
             hint = "pad_value= fills up the first axis only" if source.ndim else "pad_value= needs an axis to fill up"
             raise _odd_shape(i, first, source.shape, hint)
     lengths = [len(source) for source in sources]
-    return (max(lengths), *first[1:]), torch.tensor(lengths, dtype=torch.int64)
+    return (max(lengths), *first[1:]), torch.tensor(lengths, dtype=torch.int64, device="cpu")
 
 
 def _odd_shape(index: int, expected: tuple[int, ...], got: tuple[int, ...], hint: str) -> ShapeMismatchError:
@@ -298,7 +303,7 @@ def _checked_row(wanted: DType, sources: tuple[AnyArray, ...]) -> DType:
 
 
 @lru_cache(maxsize=256)
-def _promoted(kinds: int) -> DType:
+def promoted(kinds: int) -> DType:
     """The smallest row that every dtype of a set casts to safely; the order of the table settles ties.
 
     No float8 holds another dtype, though ml_dtypes calls such casts safe.
@@ -317,7 +322,7 @@ def _holds(row: DType, other: DType) -> bool:
     return row is other or np.can_cast(other.numpy, row.numpy, "safe")
 
 
-def _padding(value: Any, row: DType) -> AnyArray:
+def padding_of(value: Any, row: DType) -> AnyArray:
     """The value that fills up, as an array of one item. Floats may round to another float, and that is all."""
     given = np.asarray(value)
     known = from_numpy_dtype(given.dtype)

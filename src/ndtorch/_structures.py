@@ -50,6 +50,16 @@ class Structure:
         """Put new leaves into the same structure."""
         return optree.tree_unflatten(self.treespec, leaves)
 
+    def rebuilder(self) -> Callable[[list[Any]], Any]:
+        """Give what does `rebuild` many times: plain tuples, lists and dicts of leaves need no more than their type."""
+        shape = self.rebuild(list(range(len(self.leaves))))
+        if type(shape) in (tuple, list) and list(shape) == list(range(len(self.leaves))):
+            return tuple if type(shape) is tuple else list
+        if type(shape) is not dict or any(type(at) is not int for at in shape.values()):
+            return self.rebuild
+        places = list(shape.items())
+        return lambda leaves: {key: leaves[at] for key, at in places}
+
     def paths(self) -> list[str]:
         """Spell the path of every leaf, such as ``['image'][3]``."""
         return [accessor.codify("") for accessor in self.treespec.accessors()]
@@ -74,9 +84,15 @@ class Structure:
         return parts
 
 
-def take_apart(tree: Any, subject: str, *, lists_are_arrays: bool = True) -> Structure:
-    """Flatten a structure. Lists of numbers are leaves, since each is one array, unless every number is to be one."""
-    is_leaf = _is_one_array if lists_are_arrays else None
+def take_apart(
+    tree: Any, subject: str, *, lists_are_arrays: bool = True, is_leaf: Callable[[Any], bool] | None = None
+) -> Structure:
+    """Flatten a structure. Lists of numbers are leaves, since each is one array, unless every number is to be one.
+
+    ``is_leaf`` says in the place of that what is not to be taken apart.
+    """
+    if is_leaf is None and lists_are_arrays:
+        is_leaf = _is_one_array
     while True:
         try:
             leaves, treespec = optree.tree_flatten(tree, is_leaf=is_leaf, none_is_leaf=True, namespace=NAMESPACE)
@@ -84,7 +100,7 @@ def take_apart(tree: Any, subject: str, *, lists_are_arrays: bool = True) -> Str
             raise NdtorchError(
                 subject, "the structure contains itself or is nested too deeply", hint="convert its parts one by one"
             ) from None
-        unknown = {type(leaf) for leaf in leaves if _is_unknown_container(leaf)}
+        unknown = {type(leaf) for leaf in leaves if _is_unknown_container(leaf) and not (is_leaf and is_leaf(leaf))}
         if not unknown:
             return Structure(leaves, treespec)
         for cls in unknown:
@@ -111,7 +127,7 @@ def map_leaves(convert: Callable[[Any, str], Any], tree: Any, subject: str, *, w
             is_kept = passes_through(leaf)
             results.append(kept(leaf, subject) if is_kept else convert(leaf, paths[position]))
         except NdtorchError as error:
-            raise error.at(structure.paths()[position]) from None
+            raise error.at(structure.paths()[position]) from error.__cause__
     return structure.rebuild(results)
 
 

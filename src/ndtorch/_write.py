@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.lib.recfunctions import repack_fields
 
 from ._casting import Casting, Part, copy_into
 from ._convert import explain, to_numpy
@@ -20,13 +19,14 @@ from ._dtypes import BY_NAME
 from ._errors import FormatError, NdtorchError, UnsupportedTypeError
 from ._plan import Plan
 from ._read import LazyArray
-from .files import AnyPath, Format, format_to_write, open_file, stem
+from .files import AnyPath, Format, MissingChunks, format_to_write, open_file, stem
 from .files.arrays import BLOCK, AnyArray, FileArray, Order, Stored, blocks_of
 from .files.items import Item
 from .files.names import checked, flatten
 from .files.remote import is_url, local_path, shown
 from .files.target import new_target, why_not_replaced
 from .files.upload import check_target, remove
+from .foreign import Parts, Unread, recognise
 
 Watch = Callable[[int], None]
 """Told how many bytes more have been written."""
@@ -80,7 +80,8 @@ def write(
     A killed or failed run leaves what was there: the new file is written beside it, synced, and then renamed.
 
     Memory:
-        Arrays are streamed in blocks of 16 MB, cast on the way: there is never a second copy of all of them.
+        Arrays are streamed in blocks of 16 MB, cast on the way: there is never a second copy of all of them. A dask
+        array is computed a few chunks at a time, and once more for ``verify``.
 
     Args:
         path: The file, in a folder that exists. Its suffix says the format.
@@ -130,6 +131,7 @@ def convert_file(
     casting: Casting = "same_kind",
     overwrite: bool = False,
     verify: bool = False,
+    missing_chunks: MissingChunks = "error",
 ) -> list[Converted]:
     """Convert a file of arrays into another format, in a stream; the suffixes say which.
 
@@ -149,6 +151,7 @@ def convert_file(
         casting: As in `to_torch`.
         overwrite: Whether a target that exists is replaced. It keeps its permissions.
         verify: Whether what was written is read back and compared before it takes its name.
+        missing_chunks: As in `read`.
 
     Returns:
         What became of each array, in the order of the source: its `name`, `plan` and `nbytes`, and a `note`.
@@ -170,7 +173,7 @@ def convert_file(
     _check_target(target, found, overwrite, "convert_file")
     _check_not_the_same(source, target)
     casts = Casts(dtype=dtype, float_dtype=float_dtype, casting=casting)
-    prepared = prepare(open_file(source, format=source_format, name=name), casts)
+    prepared = prepare(open_file(source, format=source_format, name=name, missing_chunks=missing_chunks), casts)
     return write_prepared(target, found, prepared, overwrite=overwrite, verify=verify)
 
 
@@ -199,7 +202,10 @@ def leaves_of(tree: Any, name: str) -> Mapping[str, Any]:
     for path, leaf in flatten(tree, name).items():
         # A frame, a sparse matrix or the like may become several arrays.
         plain = leaf if isinstance(leaf, np.ndarray | LazyArray | FileArray) else _as_array(path, leaf)
-        inner = flatten(plain if leaf is tree or not isinstance(plain, dict) else {path: plain}, path)
+        if isinstance(plain, Unread):
+            inner: Mapping[str, Any] = {checked(path): plain}
+        else:
+            inner = flatten(plain if leaf is tree or not isinstance(plain, dict) else {path: plain}, path)
         twice = next((each for each in inner if each in leaves), None)
         if twice is not None:
             raise FormatError("write", f"two arrays would have the name {twice!r}", hint="rename one")
@@ -212,10 +218,16 @@ def _as_array(name: str, leaf: Any) -> Any:
         return np.asarray(leaf)
     if leaf is None:
         raise UnsupportedTypeError("write", f"cannot write {name!r}: files hold arrays, not None", hint="leave it out")
+    taken = recognise(leaf, "numpy")
+    if isinstance(taken, Unread) and taken.blocks is not None:
+        return taken
+    if isinstance(taken, Parts) and taken.form == "masked" and isinstance(taken.parts[".data"], Unread):
+        hint = "dask.array.ma.filled(array, value) fills it"
+        raise UnsupportedTypeError("write", f"cannot write {name!r}: no file has masks", hint=hint)
     try:
-        array = to_numpy(leaf)
+        array = to_numpy(taken)
     except NdtorchError as error:
-        raise error.at(f"[{name!r}]") from None
+        raise error.at(f"[{name!r}]") from error.__cause__
     if not isinstance(array, np.ndarray | dict):
         fact = f"cannot write {name!r}: files hold arrays, not a {type(array).__name__}"
         raise UnsupportedTypeError("write", fact, hint="its parts are arrays; leave it out, or write them")
@@ -238,27 +250,50 @@ def _prepared(name: str, leaf: Any, casts: Casts) -> Prepared:
         raise UnsupportedTypeError("write", f"cannot write {name!r}: no file has masks", hint=hint)
     if isinstance(leaf, np.ndarray) and leaf.dtype.hasobject and casts.options != Casts().options:
         leaf = to_numpy(leaf, **casts.options)
-    item = _item_of_file(name, stored) if stored is not None else _item_of_memory(name, leaf)
+    item = _item_of(name, stored or leaf)
     row = BY_NAME.get(planned.dtype)
     if row is None or row.numpy is None or row.numpy == item.dtype.newbyteorder("="):
         return Prepared(item, planned)
-    return Prepared(_cast(item, row.numpy, casts.casting), planned)
+    return Prepared(cast_item(item, row.numpy, casts.casting), planned)
 
 
-def _item_of_file(name: str, array: FileArray) -> Item:
+def _item_of(name: str, source: Any) -> Item:
+    if isinstance(source, Unread):
+        return item_of_pieces(name, source)
+    return item_of_file(name, source) if isinstance(source, FileArray) else item_of_memory(name, source)
+
+
+def item_of_pieces(name: str, source: Unread) -> Item:
+    """An array that is made a few pieces at a time."""
+
+    def blocks(order: Order) -> Iterator[AnyArray]:
+        assert source.blocks is not None
+        try:
+            yield from source.blocks()
+        except NdtorchError as error:
+            raise error.renamed("write").at(f"[{name!r}]") from error.__cause__
+
+    return Item(name, source.dtype, source.shape, "C", blocks)
+
+
+def item_of_file(name: str, array: FileArray) -> Item:
+    """An array of a file as it is."""
     array.require()
     order: Order = "F" if array.order == "F" else "C"
     stored = array.layout if isinstance(array.layout, Stored) and array.order in ("C", "F") else None
     return Item(name, array.dtype, array.shape, order, array.blocks, stored)
 
 
-def _item_of_memory(name: str, array: AnyArray) -> Item:
+def item_of_memory(name: str, array: AnyArray) -> Item:
+    """An array in memory as it is."""
     array = np.asarray(array)
     order: Order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     return Item(name, array.dtype, array.shape, order, lambda order: blocks_of(array, order))
 
 
-def _cast(item: Item, dtype: np.dtype[Any], casting: str) -> Item:
+def cast_item(item: Item, dtype: np.dtype[Any], casting: str) -> Item:
+    """The same, cast on its way."""
+
     def blocks(order: Order) -> Iterator[AnyArray]:
         start = 0
         for block in _in_pieces(item.blocks(order)):
@@ -302,7 +337,7 @@ def write_prepared(
         is_watched = watch is None or format.target == "stream"  # which watches itself
         format.writer.write(target.place, items if is_watched else _watched(items, watch))
         if verify and target.path is not None:
-            _verify(target.path, format, items)
+            verify_written(target.path, format, items)
     if verify and is_url(local_path(os.fspath(path))):
         _verify_uploaded(os.fspath(path), format, items)
     return [Converted(one.item.name, one.plan, one.item.nbytes, _note(one.item, format)) for one in prepared]
@@ -327,7 +362,7 @@ def _note(item: Item, format: Format) -> str:
     return "laid out row by row in the file" if item.order == "F" and not format.keeps_columns else ""
 
 
-def _verify(path: str, format: Format, items: Sequence[Item]) -> None:
+def verify_written(path: str, format: Format, items: Sequence[Item]) -> None:
     """Read back what was written, and compare it with its source, byte by byte.
 
     Raises:
@@ -344,7 +379,7 @@ def _verify(path: str, format: Format, items: Sequence[Item]) -> None:
 def _verify_uploaded(url: str, format: Format, items: Sequence[Item]) -> None:
     """The same of what has been uploaded, which cannot be read before it has its name: what differs is removed."""
     try:
-        _verify(url, format, items)
+        verify_written(url, format, items)
     except BaseException:
         if format.target != "folder":
             remove(url)
@@ -354,6 +389,8 @@ def _verify_uploaded(url: str, format: Format, items: Sequence[Item]) -> None:
 def _are_equal(item: Item, found: FileArray) -> bool:
     if found.dtype.newbyteorder("=") != item.dtype.newbyteorder("="):
         return False
+    from numpy.lib.recfunctions import repack_fields  # not at the top: it takes an eighth of our import
+
     # What is between fields has no meaning, and a library may have left there what it liked.
     dtype = repack_fields(found.dtype, recurse=True)
     both = ((block.astype(dtype, copy=False) for block in each.blocks("C")) for each in (item, found))
@@ -394,6 +431,6 @@ def _check_target(path: AnyPath, format: Format, overwrite: bool, subject: str) 
     if target.exists() and not overwrite:
         hint = "overwrite=True (--overwrite) replaces it, all or nothing"
         raise FormatError(subject, f"{os.fspath(path)!r} exists", hint=hint)
-    why = why_not_replaced(target, format)
+    why = why_not_replaced(target, is_folder=format.target == "folder")
     if why:
         raise FormatError(subject, f"cannot write {os.fspath(path)!r}: {why}", hint="move it away first")

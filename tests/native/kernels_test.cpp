@@ -11,13 +11,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
-#include <random>
 #include <string>
 #include <thread>
 #include <vector>
 
+#include "chance.h"
 #include "copy.h"
 #include "file_io.h"
+#include "file_rows.h"
 #include "memory.h"
 #include "pictures.h"
 
@@ -31,18 +32,6 @@ constexpr Dtype kDtypes[] = {
     Dtype::kComplex64,  Dtype::kComplex128,   Dtype::kBool,           Dtype::kBfloat16,
     Dtype::kFloat8E5m2, Dtype::kFloat8E4m3fn, Dtype::kFloat8E5m2fnuz, Dtype::kFloat8E4m3fnuz,
     Dtype::kUint16,     Dtype::kUint32,       Dtype::kUint64,         Dtype::kFloat8E8m0fnu};
-
-void require(bool holds, const char* what) {
-  if (holds) return;
-  std::fprintf(stderr, "failed: %s\n", what);
-  std::abort();
-}
-
-struct Random {
-  std::mt19937_64 engine;
-  int64_t below(int64_t n) { return static_cast<int64_t>(engine() % static_cast<uint64_t>(n)); }
-  bool once_in(int64_t n) { return below(n) == 0; }
-};
 
 // An array of any strides, whose items do not overlap unless it may repeat them.
 struct Layout {
@@ -396,6 +385,46 @@ void test_equal_files(Random& random) {
   rmdir(folder);
 }
 
+void test_file_rows(Random& random) {
+  std::FILE* stream = std::tmpfile();
+  require(stream != nullptr, "there is a file");
+  const int file = fileno(stream);
+  constexpr size_t kRow = 96, kRows = 50, kStep = 100, kLead = 7;
+  const std::vector<char> bytes = random_bytes(random, kLead + kRows * kStep);
+  std::fwrite(bytes.data(), 1, bytes.size(), stream);
+  std::fflush(stream);
+  for (const size_t step : {kRow, kStep}) {
+    std::vector<int64_t> indices = {3, 4, 5, 5, 49, 0, 1, 2, 30};
+    const auto count = static_cast<int64_t>(indices.size());
+    const FileRows rows{indices.data(), count, kLead, step, kRow};
+    std::vector<char> target(indices.size() * kRow);
+    FileFailure failure;
+    int64_t place = -1;
+    require(read_rows(file, rows, target.data(), {}, failure, place) == Outcome::kDone && place < 0,
+            "the rows are read");
+    for (size_t i = 0; i < indices.size(); ++i) {
+      const auto from =
+          bytes.begin() + static_cast<ptrdiff_t>(kLead + static_cast<size_t>(indices[i]) * step);
+      require(std::equal(from, from + kRow, target.begin() + static_cast<ptrdiff_t>(i * kRow)),
+              "every row is in its place");
+    }
+    announce_rows(file, rows);
+    for (const int64_t bad : {int64_t{60}, int64_t{-5}, INT64_MAX}) {
+      indices[5] = bad;
+      require(read_rows(file, rows, target.data(), {}, failure, place) == Outcome::kStopped &&
+                  place == 5,
+              "a row that is not there is found");
+      announce_rows(file, rows);
+      indices[5] = 0;
+    }
+    indices = {47, 48, 49, 50, 51, 52, 53, 54, 55};  // one read that ends early
+    require(read_rows(file, rows, target.data(), {}, failure, place) == Outcome::kStopped &&
+                place == (step == kStep ? 3 : 5),
+            "the first row that is not whole is found");
+  }
+  std::fclose(stream);
+}
+
 void test_memory() {
   for (size_t nbytes : {size_t{0}, size_t{1}, size_t{1} << 23, (size_t{1} << 25) + 5}) {
     const Block block = allocate(nbytes);
@@ -415,6 +444,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < rounds; ++i) test_random_copy(random);
   for (int i = 0; i < 3; ++i) test_large_copy_on_threads(random);
   for (int i = 0; i < rounds / 20; ++i) test_pictures(random);
+  test_file_rows(random);
   test_work_that_stops();
   test_threads_at_once();
   if (may_fork) {

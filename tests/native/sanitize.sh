@@ -22,10 +22,18 @@ for level in "${levels[@]}"; do
     compile "-DNDTORCH_LEVEL=${level%%:*}" "${march[@]}" -c $kernel.cpp -o "$out/$kernel-${level%%:*}.o"
   done
 done
-compile ../../tests/native/kernels_test.cpp copy.cpp file_io.cpp kernels.cpp memory.cpp pictures.cpp threads.cpp "$out"/*.o \
+compile ../../tests/native/kernels_test.cpp copy.cpp file_io.cpp file_rows.cpp kernels.cpp memory.cpp pictures.cpp threads.cpp "$out"/*.o \
   -lpthread -o "$out/kernels_test"
+compile ../../tests/native/permutation_test.cpp permutation.cpp -o "$out/permutation_test"
+"$out/permutation_test" "$rounds"
+compile ../../tests/native/gather_test.cpp copy.cpp gather.cpp kernels.cpp memory.cpp pictures.cpp read_ahead.cpp \
+  recycler.cpp threads.cpp "$out"/*.o -lpthread -o "$out/gather_test"
+compile ../../tests/native/pieces_test.cpp copy.cpp file_rows.cpp gather.cpp kernels.cpp memory.cpp pictures.cpp \
+  pieces.cpp read_ahead.cpp threads.cpp "$out"/*.o -lpthread -o "$out/pieces_test"
+"$out/pieces_test" "$rounds"
 # The thread sanitizer cannot follow a fork of a process with threads.
 [[ $sanitizer == thread ]] && forks=no-fork || forks=forks
 for level in "${levels[@]}"; do
   NDTORCH_LEVEL=${level%%:*} "$out/kernels_test" "$rounds" "$forks"
+  NDTORCH_LEVEL=${level%%:*} "$out/gather_test" "$rounds" "$forks"
 done

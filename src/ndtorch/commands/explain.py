@@ -34,11 +34,16 @@ def explain(
     from .._read import read
 
     arrays = read(file, name=name, format=source_format)
-    plans = ((each, explain_array(array, to=to, **casts.options)) for each, array in arrays.items())
+    plans = (
+        (each, None if array is None else explain_array(array, to=to, **casts.options))
+        for each, array in arrays.items()
+    )
     print_table(("array", "from", "to", "memory"), [_row(each, plan) for each, plan in plans])
 
 
-def _row(name: str, plan: Plan) -> tuple[str, ...]:
+def _row(name: str, plan: Plan | None) -> tuple[str, ...]:
+    if plan is None:
+        return (name, "None", "None", "")
     return (name, str(plan.source), _result(plan), in_options(_memory(plan)))
 
 

@@ -20,12 +20,20 @@ _PIPE_WIDTH = 10_000  # wide enough that nothing wraps in a file or a pipe
 _CALLS = ("convert", "convert_file", "explain", "to_numpy", "to_torch")  # what the user has not called by that name
 
 _OPTIONS = {
+    "address": "--address",
     "casting": "--casting",
     "dtype": "--dtype",
+    "engine": "--engine",
     "float_dtype": "--float-dtype",
     "format": "--from",
+    "missing_chunks": "--missing-chunks",
     "name": "--name",
+    "on_error": "--on-error",
     "overwrite": "--overwrite",
+    "rank": "--rank",
+    "workers": "--workers",
+    "rows": "--rows",
+    "world_size": "--world",
 }
 _HAS_BOTH = re.compile(r"\b\w+=(?:'[^']*'|\w*) \((--[^)]+)\)")  # such as "dtype='float32' (--dtype float32)"
 _ARGUMENT = re.compile(rf"\b({'|'.join(_OPTIONS)})=(?:'([^']*)'|(\w*))")
@@ -68,7 +76,7 @@ def one_line(error: BaseException, about: str = "") -> str:
 
 
 def _note(note: str) -> str:
-    return re.sub(r"^at source\['(.*?)'\]", r"at array '\1'", note)
+    return in_options(re.sub(r"^at source\['(.*?)'\]", r"at array '\1'", note))
 
 
 def error_lines(error: BaseException, about: str = "", *, debug: bool = False) -> list[str]:

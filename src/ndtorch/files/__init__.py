@@ -13,16 +13,21 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, Protocol, cast
 
 from .._errors import FormatError, InvalidOptionError, NdtorchError
-from . import folders, remote
+from . import folders, remote, sharded
 from .arrays import FileArray
 from .folders import FolderArrays
 from .items import Item
 from .storage import LocalStorage, Storage
 
 AnyPath = str | os.PathLike[str]
+MissingChunks = Literal["error", "fill"]
+"""What chunks of Zarr are that are not there: lost, or of nothing but the fill value."""
+
+MISSING_CHUNKS = ("error", "fill")
 
 
 class Reader(Protocol):
@@ -55,6 +60,7 @@ class Format:
             because the format is read only.
         keeps_columns: Whether it holds elements that lie column by column as they lie.
         is_of_one: Whether a file of it holds one array, which has no name in it.
+        holds_gil: Whether the library that reads it keeps other threads of Python from running meanwhile.
     """
 
     name: str
@@ -64,6 +70,7 @@ class Format:
     target: Literal["stream", "file", "folder", ""]
     keeps_columns: bool = False
     is_of_one: bool = False
+    holds_gil: bool = False
 
     @property
     def reader(self) -> Reader:
@@ -76,7 +83,12 @@ class Format:
         return cast(Writer, self._module())
 
     def _module(self) -> Any:
-        return importlib.import_module(f".{self.module}", __name__)
+        return _imported(self.module)
+
+
+@cache
+def _imported(module: str) -> Any:
+    return importlib.import_module(f".{module}", __name__)
 
 
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
@@ -87,15 +99,18 @@ FORMATS = (
     Format("npz", (".npz",), _ZIP, "npz", "stream", keeps_columns=True),
     Format("safetensors", (".safetensors",), (), "safetensors", "stream"),
     Format("pt", (".pt", ".pth"), _ZIP, "torch_file", "stream", keeps_columns=True),
-    Format("h5", (".h5", ".hdf5"), (b"\x89HDF\r\n\x1a\n",), "hdf5", "file"),
-    Format("zarr", (".zarr",), (), "zarr", "folder"),
-    Format("picture", (".png", ".jpg", ".jpeg", ".tif", ".tiff"), _PICTURES, "pictures", "", is_of_one=True),
+    Format("h5", (".h5", ".hdf5"), (b"\x89HDF\r\n\x1a\n",), "hdf5", "file", holds_gil=True),
+    Format("zarr", (".zarr",), (), "zarr", "folder", holds_gil=True),
+    Format(
+        "picture", (".png", ".jpg", ".jpeg", ".tif", ".tiff"), _PICTURES, "pictures", "", is_of_one=True, holds_gil=True
+    ),
 )
 
 _BY_NAME = {row.name: row for row in FORMATS} | {suffix[1:]: row for row in FORMATS for suffix in row.suffixes}
 _BY_SUFFIX = {suffix: row for row in FORMATS for suffix in row.suffixes}
 _OF_FILES = {suffix[1:] for suffix, row in _BY_SUFFIX.items() if row.target != "folder"}
 _FOLDER = Format("folder", (), (), "folders", "")  # of files of any of these
+_SHARDS = Format("shards", (), (), "sharded", "")  # a folder with an index, as `convert_many` writes it
 
 
 class ArrayFile(Mapping[str, FileArray]):
@@ -136,36 +151,67 @@ class ArrayFile(Mapping[str, FileArray]):
         return len(self._arrays)
 
 
-def open_file(path: AnyPath, *, format: str | None = None, name: str | None = None) -> ArrayFile:
-    """Read the headers of a file of arrays, or list those in a folder.
+def open_file(
+    path: AnyPath,
+    *,
+    format: str | None = None,
+    name: str | None = None,
+    storage: Storage | None = None,
+    missing_chunks: MissingChunks = "error",
+) -> ArrayFile:
+    """Read the headers of a file of arrays, list those in a folder, or open the shards of one data set.
 
     Args:
         path: The file, a folder, a pattern such as ``data/*.npy``, or a URL of one of these.
         format: Name of its format, where neither suffix nor first bytes tell, or they tell the wrong one; of all files
             in a folder.
         name: What an array is called that has no name in its file; else it is the stem of the file's name.
+        storage: Where its bytes are, for who has opened it before.
+        missing_chunks: Whether chunks of Zarr that are not there are an error, or hold the fill value.
 
     Raises:
         FormatError: It is missing, truncated, or not what it claims to be.
         UnsupportedTypeError: It holds pickled Python objects.
         MissingDependencyError: It takes a library that is not installed.
     """
+    if missing_chunks not in MISSING_CHUNKS:
+        raise InvalidOptionError(
+            "read", f"missing_chunks={missing_chunks!r}", expected="'error' or 'fill'", got=repr(missing_chunks)
+        )
+    stores = _store_reader(missing_chunks)
     text = remote.local_path(os.fspath(path))
-    given = None if format is None else _by_name(format, "read")
+    given = None if format in (None, _SHARDS.name, _FOLDER.name) else _by_name(str(format), "read")
+    if storage is not None:
+        found = given or _told(text, storage)
+        return ArrayFile(text, found, _headers(found, storage, name or stem(text), is_given=given is not None))
     if remote.is_url(text):
-        return _open_url(text, given, name)
+        return _open_url(text, given, name, stores)
     if folders.has_magic(text) or (os.path.isdir(text) and not _is_zarr(text, given)):
         _check_no_name(name, text)
-        return ArrayFile(text, given or _FOLDER, _local_folder(text, given))
+        index = sharded.local_index(text) if given is None and not folders.has_magic(text) else None
+        if index is not None:
+            return ArrayFile(text, _SHARDS, sharded.arrays_of(text, index, _shard_opener(text, index, stores)))
+        return ArrayFile(text, given or _FOLDER, _local_folder(text, given, stores))
     if os.path.isdir(text):
-        zarr = _BY_NAME["zarr"]
-        return ArrayFile(text, zarr, zarr.reader.read_headers(text, name or stem(text)))
+        return ArrayFile(text, _BY_NAME["zarr"], stores(text, name or stem(text)))
     storage = LocalStorage(text)
     found = given or _told(text, storage)
     return ArrayFile(text, found, _headers(found, storage, name or stem(text), is_given=given is not None))
 
 
-def _open_url(url: str, given: Format | None, name: str | None) -> ArrayFile:
+_Stores = Callable[[str, str], list[FileArray]]
+"""Reads the headers of a store of Zarr, given its path or URL and a name for an array that has none."""
+
+
+def _store_reader(missing_chunks: MissingChunks) -> _Stores:
+    def read_headers(path: str, name: str) -> list[FileArray]:
+        found: list[FileArray] = _imported("zarr").read_headers(path, name, fills=missing_chunks == "fill")
+        return found
+
+    return read_headers
+
+
+def _open_url(url: str, given: Format | None, name: str | None, stores: _Stores) -> ArrayFile:
     found = given or _BY_SUFFIX.get(_suffix(url))
     is_pattern = remote.has_magic(url)
     is_folder = not is_pattern and (found is None or found.target == "folder" or url.endswith("/"))
@@ -173,10 +219,14 @@ def _open_url(url: str, given: Format | None, name: str | None) -> ArrayFile:
         is_folder = False
     if is_pattern or (is_folder and not (found is _BY_NAME["zarr"] or (given is None and remote.is_zarr_store(url)))):
         _check_no_name(name, url)
-        return ArrayFile(url, given or _FOLDER, _remote_folder(url, given))
+        index = sharded.remote_index(url) if given is None and not is_pattern else None
+        if index is not None:
+            return ArrayFile(
+                url, _SHARDS, sharded.arrays_of(remote.shown(url), index, _shard_opener(url, index, stores))
+            )
+        return ArrayFile(url, given or _FOLDER, _remote_folder(url, given, stores))
     if is_folder:
-        zarr = _BY_NAME["zarr"]
-        return ArrayFile(url, zarr, zarr.reader.read_headers(url, name or stem(url)))
+        return ArrayFile(url, _BY_NAME["zarr"], stores(url, name or stem(url)))
     storage = remote.RemoteStorage(url)
     found = found or _told(url, storage)
     return ArrayFile(url, found, _headers(found, storage, name or stem(url), is_given=given is not None))
@@ -194,7 +244,7 @@ def _check_no_name(name: str | None, path: str) -> None:
         raise InvalidOptionError("read", fact, hint="leave it out: each array has the name of its file")
 
 
-def _local_folder(path: str, given: Format | None) -> FolderArrays:
+def _local_folder(path: str, given: Format | None, read_store: _Stores) -> FolderArrays:
     """The arrays of all files in a folder, or of those that a pattern names."""
     list_files = folders.files_matching if folders.has_magic(path) else folders.files_in
     folder, files, stores = list_files(path, _is_known if given is None else _is_any)
@@ -204,10 +254,36 @@ def _local_folder(path: str, given: Format | None) -> FolderArrays:
     def open_one(inner: str) -> list[FileArray]:
         whole = os.path.join(folder, inner)
         if inner in stores:
-            return _BY_NAME["zarr"].reader.read_headers(whole, stem(inner))
+            return read_store(whole, stem(inner))
         return _in_folder(inner, given).reader.read_headers(LocalStorage(whole), stem(inner))
 
     return _folder_arrays(files, stores, open_one, given, folder)
+
+
+def _shard_opener(folder: str, index: sharded.Index, read_store: _Stores) -> Callable[[int], list[FileArray]]:
+    """What reads the headers of a shard; of its size it believes what is there."""
+    format = _by_name(index.format, "read")
+    only = next(iter(index.arrays), "")
+
+    def open_one(number: int) -> list[FileArray]:
+        inner, nbytes = index.names[number], int(index.nbytes[number])
+        if remote.is_url(folder):
+            whole = remote.member(folder, inner)
+            if format.target == "folder":
+                return read_store(whole, only)
+            return format.reader.read_headers(remote.RemoteStorage(whole, nbytes), only)
+        whole = os.path.join(folder, *inner.split("/"))
+        if format.target == "folder":
+            if not os.path.isdir(whole):
+                raise FormatError("read", f"{whole!r}: no such shard")
+            return read_store(whole, only)
+        storage = LocalStorage(whole)
+        if storage.size != nbytes:
+            fact = f"{whole!r} is not the shard that its index says"
+            raise FormatError("read", fact, expected=f"{nbytes} bytes", got=storage.size)
+        return format.reader.read_headers(storage, only)
+
+    return open_one
 
 
 def _folder_arrays(
@@ -223,7 +299,7 @@ def _folder_arrays(
     return FolderArrays([*files, *stores], open_one, is_of_one, root)
 
 
-def _remote_folder(url: str, given: Format | None) -> FolderArrays:
+def _remote_folder(url: str, given: Format | None, read_store: _Stores) -> FolderArrays:
     folder, sizes, stores = remote.files_in(url, _is_known if given is None else _is_any)
     if not sizes and not stores:
         raise _nothing_in(remote.shown(url))
@@ -231,7 +307,7 @@ def _remote_folder(url: str, given: Format | None) -> FolderArrays:
     def open_one(inner: str) -> list[FileArray]:
         whole = remote.member(folder, inner)
         if inner in stores:
-            return _BY_NAME["zarr"].reader.read_headers(whole, stem(inner))
+            return read_store(whole, stem(inner))
         storage = remote.RemoteStorage(whole, sizes[inner])
         return _in_folder(inner, given).reader.read_headers(storage, stem(inner))
 
@@ -270,6 +346,16 @@ def format_to_write(path: AnyPath, format: str | None = None) -> Format:
         hint = "image_to_numpy gives an array that Pillow saves: Image.fromarray(array).save(path)"
         raise FormatError("write", f"{remote.shown(text)!r}: pictures are read, not written", hint=hint)
     return found
+
+
+def holds_gil(path: str, format: str | None = None) -> bool:
+    """Whether a file is read by a library that keeps other threads of Python from running; by its suffix alone.
+
+    >>> holds_gil("a.h5"), holds_gil("a.npy"), holds_gil("a.bin", "h5")
+    (True, False, True)
+    """
+    found = _BY_SUFFIX.get(_suffix(path)) if format is None else _by_name(format, "read")
+    return found is not None and found.holds_gil
 
 
 def stem(path: str) -> str:

@@ -17,6 +17,7 @@ from .._dtypes import from_numpy_dtype
 from .._errors import FormatError, NdtorchError
 from .._memory import byte_bounds, footprint
 from .indexing import are_dense, bounds, column_major, for_array, is_basic, slabs
+from .joined import Joined
 from .storage import LocalStorage, Storage, checksum_of, empty, join_checksums, read_transposed
 
 AnyArray = npt.NDArray[Any]
@@ -97,6 +98,11 @@ class Unreadable:
 
 
 @dataclass(frozen=True, slots=True)
+class Absent(Unreadable):
+    """None, in the place of an array: a value that a mapping can hold and no other file; the error is for those."""
+
+
+@dataclass(frozen=True, slots=True)
 class FileArray:
     """One array of a file, of which nothing but the header has been read.
 
@@ -114,7 +120,7 @@ class FileArray:
     where: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    layout: Stored | Packed | Unreadable
+    layout: Stored | Packed | Joined | Unreadable
     compression: str = ""
     dtype_name: str = ""
 
@@ -130,7 +136,7 @@ class FileArray:
     @property
     def nbytes(self) -> int:
         """Bytes of the elements in memory, as an exact integer."""
-        return math.prod(self.shape) * self.dtype.itemsize
+        return 0 if self.is_none else math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def dtype_text(self) -> str:
@@ -141,6 +147,8 @@ class FileArray:
     @property
     def order(self) -> str:
         """``C`` row by row, ``F`` column by column, ``strided`` any other way, empty where there is no telling."""
+        if isinstance(self.layout, Joined):
+            return "C"
         if not isinstance(self.layout, Stored):
             return self.layout.order if isinstance(self.layout, Packed) else ""
         itemsize = self.dtype.itemsize
@@ -148,8 +156,13 @@ class FileArray:
             return "C"
         return "F" if are_dense(self.shape[::-1], self.layout.strides[::-1], itemsize) else "strided"
 
+    @property
+    def is_none(self) -> bool:
+        """Whether it is None, and no array."""
+        return isinstance(self.layout, Absent)
+
     def __str__(self) -> str:
-        return f"{self.dtype_text}[{','.join(map(str, self.shape))}]"
+        return "None" if self.is_none else f"{self.dtype_text}[{','.join(map(str, self.shape))}]"
 
     @property
     def error(self) -> NdtorchError | None:
@@ -168,15 +181,22 @@ class FileArray:
 
     # --- all of it
 
-    def map(self) -> AnyArray | None:
+    def map(self, *, writable: bool = True) -> AnyArray | None:
         """Map the elements privately: nothing is read before it is touched, writes stay in this process.
+
+        Not ``writable``, the mapping is the file's own memory, which no limit of this process's memory counts, and its
+        elements may lie unaligned.
 
         ``None`` where they are packed, remote, none, or lie where NumPy could not use them.
         """
         layout = self.layout
-        if not isinstance(layout, Stored) or not self.nbytes or layout.offset % self.dtype.alignment:
+        if isinstance(layout, Joined):
+            return layout.map(writable=writable)
+        if not isinstance(layout, Stored) or not self.nbytes:
             return None
-        raw = layout.storage.map(layout.offset, self._extent())
+        if writable and layout.offset % self.dtype.alignment:
+            return None
+        raw = layout.storage.map(layout.offset, self._extent(), writable=writable)
         return None if raw is None else self._over(raw)
 
     def read(self) -> AnyArray:
@@ -200,6 +220,8 @@ class FileArray:
                 self._read_extent(layout, target.reshape(-1).view(np.uint8))
             else:
                 target[...] = self.read()
+        elif isinstance(layout, Joined):
+            layout.read_into(target)
         elif isinstance(layout, Packed):
             if layout.fill is not None:
                 layout.fill(target)
@@ -213,6 +235,8 @@ class FileArray:
             FormatError: They are not what was written.
         """
         layout = self.layout
+        if isinstance(layout, Joined):
+            layout.check()
         if isinstance(layout, Stored) and layout.checksum is not None and not layout.checksum.is_proven:
             checksum = layout.checksum
             self._compare(checksum, checksum_of(layout.storage, checksum.offset, checksum.nbytes))
@@ -225,6 +249,8 @@ class FileArray:
         Only whole arrays are compared with a checksum.
         """
         self.require()
+        if isinstance(self.layout, Joined):
+            return self.layout.select(key)
         mapped = self.map()
         if mapped is not None:
             return np.asarray(mapped[for_array(key)])
@@ -264,6 +290,8 @@ class FileArray:
                 return self._stored_blocks(layout)
             if isinstance(layout, Packed) and layout.stream is not None:
                 return layout.stream()
+            if isinstance(layout, Joined):
+                return layout.blocks()
         if order == "F":
             raise ValueError(f"{self.where} does not lie column by column")
         if isinstance(layout, Stored) and self.order == "strided":

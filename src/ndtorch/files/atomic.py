@@ -14,7 +14,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+import uuid
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .._errors import FormatError, NdtorchError
 _MAX_WRITERS = 100  # of one target at a time
 _NO_REPLACE, _EXCHANGE = 1, 2  # RENAME_NOREPLACE and RENAME_EXCHANGE of renameat2(2)
 _AT_FDCWD = -100
+_FEW = 8  # files that are synced one by one
 _swept: set[str] = set()
 
 
@@ -36,7 +38,7 @@ def new_file(target: Path, *, overwrite: bool = True) -> Iterator[tuple[Path, in
     place = Path(os.path.realpath(target))
     with _reported_as(target):
         temporary, descriptor = _claim(place, is_folder=False)
-        try:
+        with _gone_on_error(temporary, descriptor):
             with suppress(FileNotFoundError):
                 # Not the bits that lend the owner's rights: the owner may be another by now.
                 os.fchmod(descriptor, place.stat().st_mode & 0o777)
@@ -46,12 +48,6 @@ def new_file(target: Path, *, overwrite: bool = True) -> Iterator[tuple[Path, in
                 _refuse_existing(target, place, overwrite=overwrite)
                 os.replace(temporary, place)
             sync_folder(place.parent)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(temporary)
-            raise
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager
@@ -68,7 +64,7 @@ def new_folder(target: Path) -> Iterator[Path]:
             with suppress(FileNotFoundError):
                 os.chmod(temporary, stat.S_IMODE(place.stat().st_mode))
             _sync_tree(temporary)
-            _move_folder(temporary, place)
+            move_folder(temporary, place)
             sync_folder(place.parent)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -78,9 +74,13 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """Give a folder of our own for what is on its way elsewhere; gone at the end, after a kill with the next run."""
-    home = Path(tempfile.gettempdir())
+def scratch_folder(home: Path | None = None) -> Iterator[Path]:
+    """Give a folder of our own for what is on its way elsewhere; gone at the end, after a kill with the next run.
+
+    Args:
+        home: Where it is made, such as on the disk that its files are renamed on; else where temporary files are.
+    """
+    home = home or Path(tempfile.gettempdir())
     _sweep(home)
     while True:
         folder = Path(tempfile.mkdtemp(prefix=".ndtorch-", suffix=".tmp", dir=home))  # nobody else may look into it
@@ -93,6 +93,40 @@ def scratch_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def put_file(target: Path, content: bytes, home: Path) -> None:
+    """Write a small file, whole or not at all; one that exists is replaced. Its name lasts with `sync_folder`.
+
+    Args:
+        target: The file.
+        content: All that is in it.
+        home: A folder on the same disk, where it is until then, and from where `sweep` removes what a kill leaves.
+    """
+    os.makedirs(target.parent, exist_ok=True)
+    os.makedirs(home, exist_ok=True)
+    descriptor = None
+    while descriptor is None:
+        temporary = home / f".ndtorch-{uuid.uuid4().hex}.tmp"
+        descriptor = _create(temporary, is_folder=False)
+    with _gone_on_error(temporary, descriptor):
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        os.fsync(descriptor)
+        os.replace(temporary, target)
+
+
+@contextmanager
+def _gone_on_error(temporary: Path, descriptor: int) -> Iterator[None]:
+    """Close a file at the end; what was written under a temporary name is removed by any failure."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+    finally:
         os.close(descriptor)
 
 
@@ -147,13 +181,17 @@ def _create(path: Path, *, is_folder: bool) -> int | None:
 
 def _sweep(folder: Path) -> None:
     """Remove what killed runs left in a folder, once for each process."""
-    if str(folder) in _swept:
-        return
+    if str(folder) not in _swept:
+        sweep(folder)
+        _swept.add(str(folder))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left in a folder, and nothing that is still being written."""
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             if is_temporary(entry.name):
                 remove_if_abandoned(Path(entry.path))
-    _swept.add(str(folder))
 
 
 def remove_if_abandoned(path: Path) -> None:
@@ -171,6 +209,16 @@ def remove_if_abandoned(path: Path) -> None:
                     os.unlink(path)
     finally:
         os.close(descriptor)
+
+
+def hold(descriptor: int, path: Path) -> bool | None:
+    """Lock a file until its descriptor is closed, or this process ends.
+
+    Returns:
+        Whether it is ours now, and still under its name; ``None`` where the file system has no locks.
+    """
+    is_ours = _lock(descriptor)
+    return is_ours and _is_at(descriptor, path)
 
 
 def _lock(descriptor: int) -> bool | None:
@@ -193,7 +241,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
 # --- making it last
 
 
-def _move_folder(temporary: Path, place: Path) -> None:
+def move_folder(temporary: Path, place: Path) -> None:
+    """Give a folder a name; one that has it is exchanged in one step, where the system can do that, and removed."""
     if not place.exists():
         os.rename(temporary, place)
         return
@@ -238,6 +287,37 @@ def _sync_tree(folder: Path) -> None:
             finally:
                 os.close(descriptor)
         sync_folder(Path(root))
+
+
+def sync_all(paths: Sequence[Path]) -> None:
+    """Have the bytes of files, and of all files in folders, on the disk; many of one disk at once.
+
+    They have to be on one file system.
+    """
+    if len(paths) > _FEW and _synced_at_once(paths[0]):
+        return
+    for path in paths:
+        if path.is_dir():
+            _sync_tree(path)
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _synced_at_once(path: Path) -> bool:
+    """Write all of a file system to its disk, which takes as long as a few files do; whether the system can."""
+    try:
+        sync = ctypes.CDLL(None, use_errno=True).syncfs
+    except (AttributeError, OSError):
+        return False
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return int(sync(descriptor)) == 0
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 from .._errors import FormatError, NdtorchError
@@ -153,6 +154,11 @@ class Listing(NamedTuple):
     stores: set[str]
 
 
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether what is no folder is a link to one; a link to itself leads nowhere."""
+    return entry.is_symlink() and os.path.isdir(entry.path)
+
+
 def files_in(folder: str, is_known: Callable[[str], bool]) -> Listing:
     """List a folder, and those in it."""
     files: list[str] = []
@@ -171,7 +177,7 @@ def files_in(folder: str, is_known: Callable[[str], bool]) -> Listing:
             path = f"{inner}{SEPARATOR}{name}" if inner else name
             if entry.is_dir(follow_symlinks=False):
                 waiting.append(path)
-            elif is_known(name) and not entry.is_dir():  # a link to a folder could lead anywhere, also in a circle
+            elif is_known(name) and not _leads_to_folder(entry):  # that could lead anywhere, also in a circle
                 files.append(path)
     return Listing(folder, files, stores)
 
@@ -230,6 +236,24 @@ def _folders_in(folder: str) -> list[str]:
         return []
     entries = _entries(folder)
     return [each.name for each in entries if each.is_dir(follow_symlinks=False) and not each.name.startswith(".")]
+
+
+def real_path() -> Callable[[str], str]:
+    """Give an ``os.path.realpath`` for many paths, which follows the links of each folder once.
+
+    >>> real = real_path()
+    >>> real("x.npy") == os.path.join(os.path.realpath(os.getcwd()), "x.npy")
+    True
+    """
+    real_folder = cache(os.path.realpath)
+
+    def real(path: str) -> str:
+        folder, name = os.path.split(path)
+        if name in ("", os.curdir, os.pardir) or os.path.islink(path):
+            return os.path.realpath(path)
+        return os.path.join(real_folder(folder), name)
+
+    return real
 
 
 def _under(folder: str, name: str) -> str:

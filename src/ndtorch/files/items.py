@@ -25,6 +25,7 @@ class Item:
         blocks: Streams its elements, flat and in that dtype, row by row (``C``) or, where its own order is ``F``,
             column by column. A block is valid until the next but one is asked for.
         stored: Where a file has exactly these bytes in its own order, so that the kernel can copy them.
+        parts: Where its rows are those of several of the same dtype, one after the other: these.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Item:
     order: Order
     blocks: Callable[[Order], Iterator[AnyArray]]
     stored: Stored | None = None
+    parts: tuple[Item, ...] = ()
 
     @property
     def nbytes(self) -> int:

@@ -15,7 +15,6 @@ import io
 import itertools
 import math
 import re
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 
 from .._dtypes import BY_NAME, from_numpy_dtype
 from .._errors import FormatError, UnsupportedDtypeError, UnsupportedTypeError
+from .._turns import own_filters
 from .arrays import FileArray, Stored
 from .indexing import column_major, row_major
 from .items import Item
@@ -44,7 +44,6 @@ _PLAIN = re.compile(r"(?:[\s\d()\[\]{},:]|-(?=\d)|True|False|None)*")
 _ALIGNMENT = 64
 _FIRST_READ = 4096
 _NONSENSE = (ValueError, TypeError, SyntaxError, AttributeError, LookupError, ArithmeticError)
-_filters = threading.Lock()  # the filters of warnings belong to the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def header_of(item: Item) -> bytes:
 def _descr(dtype: np.dtype[Any]) -> Any:
     if not _has_metadata(dtype):
         return np.lib.format.dtype_to_descr(dtype)
-    with _filters, warnings.catch_warnings():
+    with own_filters():
         warnings.simplefilter("ignore", UserWarning)  # metadata of a dtype is not kept
         return np.lib.format.dtype_to_descr(dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO
@@ -56,6 +57,10 @@ class Output:
 
     def write_rows(self, item: Item) -> None:
         """Write the elements of an array row by row, in little-endian order."""
+        if item.parts:
+            for part in item.parts:
+                self.write_rows(part)
+            return
         little = item.dtype.newbyteorder("<")
         if little == item.dtype and item.order == "C" and self._copy(item):
             return
@@ -65,14 +70,21 @@ class Output:
 
     def write_as_it_lies(self, item: Item) -> None:
         """Write the elements of an array in its own order and byte order."""
-        if not self._copy(item):
+        if item.parts:
+            self.write_rows(item)
+        elif not self._copy(item):
             self._write_blocks(item.blocks(item.order))
 
     def _write_blocks(self, blocks: Iterable[AnyArray]) -> None:
         """Write blocks, each by another thread while this one makes the next."""
+        left = iter(blocks)
+        first, second = next(left, None), next(left, None)
+        if second is None:  # a thread would cost more than it saves
+            self._advance(0 if first is None else self._put(first))
+            return
         pending: Future[int] | None = None
         with ThreadPoolExecutor(1) as pool:
-            for block in blocks:
+            for block in itertools.chain((first, second), left):
                 if pending is not None:
                     self._advance(pending.result())
                 pending = pool.submit(self._put, block)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import math
 import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from .._errors import FormatError, MissingDependencyError, NdtorchError, UnsupportedDtypeError
+from .._turns import own_filters
 from .arrays import AnyArray, FileArray, Packed, Unreadable
 from .storage import Storage
 
@@ -38,7 +38,6 @@ _MAX_PAGES = 100_000
 _MAX_GROWTH = 1100  # bytes that one byte of a file may become where Pillow's own limit says nothing; deflate has 1032
 _MAX_UNQUESTIONED = 256 << 20  # bytes of several pages, however small the file
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT = 258, 339  # tags of a TIFF
-_warnings_are_ours = threading.Lock()  # filters of warnings belong to the whole process
 
 Form = tuple[np.dtype[Any], tuple[int, ...]]
 """Dtype and shape of the pixels of a picture."""
@@ -155,7 +154,7 @@ def _reason(error: Exception) -> str:
 @contextmanager
 def _bombs_refused() -> Iterator[None]:
     """Pillow warns of what is large, and of what is odd in metadata; only the former matters here."""
-    with _warnings_are_ours, warnings.catch_warnings():
+    with own_filters():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", sys.modules["PIL.Image"].DecompressionBombWarning)
         yield

@@ -12,10 +12,10 @@ import io
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 from urllib.parse import unquote
 
 from isal.isal_zlib import crc32
@@ -32,6 +32,9 @@ _SECRETS = re.compile(r"(?<=://)[^/@\s'\"]*@|[?#][^\s'\")]*")
 _REQUESTS = 8  # at a time
 _BLOCK = 256 << 10  # of headers, which are read in small pieces
 _BLOCKS = 64  # kept of all files together
+
+_Step = TypeVar("_Step")
+_Result = TypeVar("_Result")
 
 
 def is_url(path: str) -> bool:
@@ -157,6 +160,32 @@ def kind_of(url: str, subject: str) -> str:
             return ""
 
 
+def several(
+    do: Callable[[_Step], _Result], steps: Sequence[_Step], urls: Iterable[str], count: int = _REQUESTS
+) -> Iterator[_Result]:
+    """Do steps at the same time, where the drivers stand that, and give what comes of them in their order.
+
+    Args:
+        do: What is done with each.
+        steps: The steps.
+        urls: Where they ask.
+        count: How many there are at a time.
+    """
+    if len(steps) < 2 or not _stand_several(urls):
+        yield from map(do, steps)
+        return
+    pool = ThreadPoolExecutor(min(count, len(steps)))
+    try:
+        yield from pool.map(do, steps)
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is on its way would come when somebody has tidied up
+
+
+def _stand_several(urls: Iterable[str]) -> bool:
+    one_of_each = {url.rpartition("://")[0]: url for url in urls}
+    return all(getattr(located(url, "read")[0], "async_impl", False) for url in one_of_each.values())
+
+
 # --- reading
 
 
@@ -244,6 +273,10 @@ class RemoteStorage:
         start = numbers.start * _BLOCK
         return b"".join(self._block(number) for number in numbers)[offset - start : end - start]
 
+    def whole(self) -> bytes:
+        """Read all of it by one request."""
+        return self._fetch(0, self.size)
+
     def read_into(self, target: memoryview, offset: int, *, checksum: bool = False) -> int:
         """Fill a buffer of bytes by several requests at a time, and give their CRC-32 if that is wanted."""
         if offset + len(target) > self.size:
@@ -260,7 +293,7 @@ class RemoteStorage:
             return crc32(part) if checksum else 0, len(part)
 
         crc = 0
-        for found, count in self._several(read, range(0, len(target), REQUEST)):
+        for found, count in several(read, range(0, len(target), REQUEST), [self._url]):
             crc = join_checksums(crc, found, count) if checksum else 0
         return crc
 
@@ -272,22 +305,10 @@ class RemoteStorage:
             begin = offset + number * step
             view[number * nbytes : (number + 1) * nbytes] = self._fetch(begin, begin + nbytes)
 
-        for _ in self._several(read, range(len(view) // nbytes)):
+        for _ in several(read, range(len(view) // nbytes), [self._url]):
             pass
 
-    def _several(self, do: Callable[[int], Any], steps: range) -> Iterator[Any]:
-        """Do steps at the same time, where the driver stands that."""
-        if len(steps) < 2 or not getattr(self._fs, "async_impl", False):
-            yield from map(do, steps)
-            return
-        with ThreadPoolExecutor(min(_REQUESTS, len(steps))) as pool:
-            try:
-                yield from pool.map(do, steps)
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def map(self, offset: int, nbytes: int) -> AnyArray | None:
+    def map(self, offset: int, nbytes: int, *, writable: bool = True) -> AnyArray | None:
         """What is remote cannot be mapped."""
         return None
 

@@ -32,6 +32,7 @@ _ORDER = (
 )
 _MANY = 4 << 20  # bytes of a header from which on it is looked at before it is parsed
 _SHORTEST = len('"":{"dtype":"U8","shape":[],"data_offsets":[0,1]}') - 10
+_MANY_ITEMS, _LONG = 1000, 1000  # items, and characters of a name, from which on a header may be too long
 _RANK = {tag: rank for rank, tag in enumerate(_ORDER)}
 _UNREADABLE_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # what the format has and NumPy has not
 
@@ -145,6 +146,8 @@ def check(items: Sequence[Item]) -> None:
         if item.name == _METADATA:
             raise FormatError("write", f"cannot write {item.name!r}: .safetensors keeps that name for itself")
         _check_dtype(item)
+    if len(items) < _MANY_ITEMS and all(len(item.name) < _LONG for item in items):
+        return
     length = len(_header(items))
     if length > _MAX_HEADER:
         fact = f"{len(items)} names and shapes are too long"

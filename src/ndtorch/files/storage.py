@@ -10,9 +10,9 @@ import stat
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
@@ -58,8 +58,8 @@ class Storage(Protocol):
     def read_runs(self, target: AnyArray, offset: int, nbytes: int, step: int) -> None:
         """Fill an array of bytes with runs of ``nbytes`` that begin every ``step`` bytes."""
 
-    def map(self, offset: int, nbytes: int) -> AnyArray | None:
-        """Map bytes privately: writes stay in this process. ``None`` where that cannot be."""
+    def map(self, offset: int, nbytes: int, *, writable: bool = True) -> AnyArray | None:
+        """Map bytes privately: writes stay in this process; or to be read alone. ``None`` where that cannot be."""
 
     def descriptor(self) -> AbstractContextManager[int | None]:
         """The descriptor of a local file, for the kernel to copy from; it stays open meanwhile."""
@@ -97,12 +97,25 @@ class LocalStorage:
         self._mtime = found.st_mtime_ns
         self._users = 0
         self._held: int | None = None
-        self._close = weakref.finalize(self, os.close, descriptor)
+        self._file = _native.OpenFile(descriptor)  # a finalizer in Python would swallow a Ctrl-C that comes within it
         _held.hold(self, descriptor)
+
+    @property
+    def identity(self) -> tuple[str, int, int]:
+        """Its absolute name, and the device and the number of the file that had it when it was opened."""
+        return self._absolute, *self._id
 
     def close(self) -> None:
         """Let go of the file; it is opened again if it is read again. Without this it closes when nobody needs it."""
         _held.let_go(self)
+
+    def size_now(self) -> int:
+        """How long the file is now, which others may have cut short."""
+        size = _held.size(self)
+        if size is not None:
+            return size
+        with self.descriptor() as descriptor:
+            return os.fstat(descriptor).st_size
 
     @contextmanager
     def descriptor(self) -> Iterator[int]:
@@ -169,8 +182,8 @@ class LocalStorage:
                     raise self.ends_early(offset + nbytes)
                 offset += step
 
-    def map(self, offset: int, nbytes: int) -> AnyArray | None:
-        """Map bytes privately: writes stay in this process."""
+    def map(self, offset: int, nbytes: int, *, writable: bool = True) -> AnyArray | None:
+        """Map bytes privately: writes stay in this process; or to be read alone, which no limit of memory counts."""
         if not nbytes:
             return None
         with self.descriptor() as descriptor:
@@ -178,7 +191,8 @@ class LocalStorage:
                 raise self.ends_early(offset + nbytes)
             # The name may belong to another file by now, the descriptor cannot.
             opened = f"/proc/self/fd/{descriptor}" if os.path.exists("/proc/self/fd") else self._absolute
-            return _native.map_private(opened, offset, nbytes, *self._id)
+            map_file = _native.map_private if writable else _native.map_shared
+            return map_file(opened, offset, nbytes, *self._id)
 
     def open_binary(self) -> BinaryIO:
         """A file object of its own position, for libraries that read from one."""
@@ -189,6 +203,64 @@ class LocalStorage:
         with self.descriptor() as descriptor:
             got = os.fstat(descriptor).st_size
         return FormatError("read", f"{self.path!r} ends before its array", expected=f"{expected} bytes", got=got)
+
+
+@contextmanager
+def descriptors(storages: Sequence[LocalStorage]) -> Iterator[list[int]]:
+    """The descriptors of several files, which stay open meanwhile."""
+    taken: list[LocalStorage] = []
+    try:
+        yield _held.take_all(storages, taken)
+    finally:
+        _held.give_all_back(taken)
+
+
+class MemoryStorage:
+    """A small file of which all bytes have been read at once: nothing is held open, nothing is read twice.
+
+    Args:
+        path: Its name.
+        content: Its bytes.
+    """
+
+    def __init__(self, path: str, content: bytes) -> None:
+        self.path = path
+        self.size = len(content)
+        self._content = content
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """Give bytes; fewer only where the file ends."""
+        return self._content[offset : offset + nbytes]
+
+    def read_into(self, target: memoryview, offset: int, *, checksum: bool = False) -> int:
+        """Fill a buffer of bytes, and give their CRC-32 if that is wanted, else 0."""
+        end = offset + len(target)
+        if end > self.size:
+            raise self.ends_early(end)
+        target[:] = memoryview(self._content)[offset:end]
+        return crc32(target) if checksum else 0
+
+    def read_runs(self, target: AnyArray, offset: int, nbytes: int, step: int) -> None:
+        """Fill an array of bytes with runs of ``nbytes`` that begin every ``step`` bytes."""
+        view = memoryview(cast(Any, target))
+        for number, begin in enumerate(range(0, len(view), nbytes)):
+            self.read_into(view[begin : begin + nbytes], offset + number * step)
+
+    def map(self, offset: int, nbytes: int, *, writable: bool = True) -> AnyArray | None:
+        """It is in memory already, of which others have a part."""
+        return None
+
+    def descriptor(self) -> AbstractContextManager[None]:
+        """The kernel cannot copy it."""
+        return nullcontext()
+
+    def open_binary(self) -> BinaryIO:
+        """A file object of its own position, for libraries that read from one."""
+        return io.BytesIO(self._content)
+
+    def ends_early(self, expected: int) -> FormatError:
+        """The error for a header that claims more than there is."""
+        return FormatError("read", f"{self.path!r} ends before its array", expected=f"{expected} bytes", got=self.size)
 
 
 class _Held:
@@ -209,10 +281,15 @@ class _Held:
         with self._lock:
             if storage._held is None:
                 storage._held = storage._reopened()
-                storage._close = weakref.finalize(storage, os.close, storage._held)
+                storage._file = _native.OpenFile(storage._held)
             self._idle.pop(id(storage), None)
             storage._users += 1
             return storage._held
+
+    def size(self, storage: LocalStorage) -> int | None:
+        """How long a file is now; ``None`` where it has been closed."""
+        with self._lock:
+            return None if storage._held is None else os.fstat(storage._held).st_size
 
     def give_back(self, storage: LocalStorage) -> None:
         with self._lock:
@@ -220,12 +297,26 @@ class _Held:
             if not storage._users and storage._held is not None:
                 self.hold(storage, storage._held)
 
+    def take_all(self, storages: Sequence[LocalStorage], taken: list[LocalStorage]) -> list[int]:
+        """Take several, and note each that is taken."""
+        found = []
+        with self._lock:
+            for storage in storages:
+                found.append(self.take(storage))
+                taken.append(storage)
+        return found
+
+    def give_all_back(self, storages: Sequence[LocalStorage]) -> None:
+        with self._lock:
+            for storage in storages:
+                self.give_back(storage)
+
     def let_go(self, storage: LocalStorage) -> None:
         with self._lock:
             if not storage._users:
                 self._idle.pop(id(storage), None)
                 storage._held = None
-                storage._close()
+                storage._file.close()
 
     def close_idle(self) -> bool:
         """Close what nobody reads at the moment; whether there was any."""

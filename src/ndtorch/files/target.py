@@ -79,11 +79,11 @@ def _new_remote(url: str, format: Format, watch: Callable[[int], None] | None, n
         (upload.upload_folder if format.target == "folder" else upload.upload_file)(place, url)
 
 
-def why_not_replaced(target: Path, format: Format) -> str:
+def why_not_replaced(target: Path, *, is_folder: bool) -> str:
     """Say why something that exists is not replaced: with one name too few, much would be lost."""
     if not target.exists():
         return ""
-    if format.target != "folder":
+    if not is_folder:
         return "" if target.is_file() else "it is a folder" if target.is_dir() else "it is a device, a pipe or a socket"
     if not target.is_dir():
         return "it is a file, and a folder would replace it"

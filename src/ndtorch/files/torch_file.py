@@ -19,7 +19,7 @@ from isal.isal_zlib import crc32
 from .._dtypes import BY_NAME, DType
 from .._errors import FormatError, NdtorchError, UnsupportedDtypeError, UnsupportedTypeError
 from .archive import MAGIC, ArchiveWriter, Entry, check_crc32, check_directory, check_name, read_directory
-from .arrays import AnyArray, Checksum, FileArray, Packed, Stored, Unreadable
+from .arrays import Absent, AnyArray, Checksum, FileArray, Packed, Stored, Unreadable
 from .indexing import row_major
 from .items import Item
 from .names import SEPARATOR, nested
@@ -29,7 +29,7 @@ from .torch_pickle import DTYPE_OF_STORAGE, Characters, Name, Nothing, Pairs, Sp
 
 _PICKLE = "data.pkl"
 _LEGACY = (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x02ctorch", b"\x80\x02ccollections")
-_MAX_PICKLE = 16 << 20
+_MAX_PICKLE = 16 << 20  # of what is written: 150,000 names
 _MAX_DEPTH = 100
 _MAX_MEMBERS = 1_000_000
 _FEW = 10_000  # what a pickle may stand for however short it is
@@ -53,8 +53,9 @@ def read_headers(storage: Storage, name: str) -> list[FileArray]:
     where = repr(storage.path)
     _refuse_others(storage, where)
     archive = _Records(storage, where)
-    pickle = archive.read(_PICKLE, _MAX_PICKLE)
-    return [_array(value, path, archive) for path, value in _leaves(load(pickle, where), name, where, len(pickle))]
+    pickle = archive.read(_PICKLE)  # of any length that the file has: no record is packed
+    root = load(pickle, where, archive.storages)
+    return [_array(value, path, archive) for path, value in _leaves(root, name, where, len(pickle))]
 
 
 def _refuse_others(storage: Storage, where: str) -> None:
@@ -88,9 +89,14 @@ class _Records:
         self._checksums: dict[str, Checksum] = {}
         self.byteorder: Literal["<", ">"] = self._byteorder()
 
-    def read(self, record: str, limit: int) -> bytes:
+    @property
+    def storages(self) -> int:
+        """How many records of elements there are."""
+        return sum(name.startswith("data/") for name in self._entries)
+
+    def read(self, record: str, limit: int | None = None) -> bytes:
         entry = self.entry(record)
-        if entry.size > limit:
+        if limit is not None and entry.size > limit:
             fact = f"{self.where} has an absurd record {record!r}"
             raise FormatError("read", fact, expected=f"at most {limit} bytes", got=entry.size)
         data = self.storage.read(entry.offset, entry.size)
@@ -144,7 +150,7 @@ def _leaves(root: Any, name: str, where: str, nbytes: int) -> Iterator[tuple[str
             raise FormatError("read", f"{where} holds a structure that is endless or absurd, at {path[:80]!r}")
         if members is not None:
             todo.extend((start + key, member, depth + 1) for key, member in reversed(members))
-        elif value is not None and not isinstance(value, Nothing | Name):
+        else:
             yield (path if depth else name), value
 
 
@@ -192,6 +198,14 @@ def _key(key: Any, where: str) -> str:
 
 def _array(value: Any, name: str, archive: _Records) -> FileArray:
     where = f"{archive.where} array {name[:80]!r}"
+    if value is None:
+        hint = "leave it out: ndtorch.write(target, {k: v for k, v in ndtorch.read(source).items() if v is not None})"
+        error: NdtorchError = UnsupportedTypeError("read", f"{where} is None: no array", hint=hint)
+        return FileArray(name, where, np.dtype(np.uint8), (), Absent(error), dtype_name="None")
+    if isinstance(value, Nothing | Name):
+        kind = value.text if isinstance(value, Name) else "a device or a layout"
+        error = UnsupportedTypeError("read", f"{where} is {kind}: no array", hint="leave it out")
+        return _unreadable(name, where, error, (), kind)
     if isinstance(value, StorageRecord):
         value = TensorClaim(value, 0, (value.numel,), (1,), None if value.dtype else Name("torch.uint8"))
     if isinstance(value, TensorClaim):

@@ -17,7 +17,9 @@ from typing import Any
 from .._dtypes import BY_NAME
 from .._errors import FormatError, UnsupportedTypeError
 
-_MAX_STEPS = 4_000_000  # some ten seconds
+_MAX_STEPS = 4_000_000  # some ten seconds, and 800 MB of stand-ins; a number takes one, a text two
+_STEPS_OF_RECORD = 50  # a tensor takes 30, a parameter 40
+_PLAIN = "ndtorch.write('x.safetensors', tensors) with the tensors of torch.load(path, weights_only=True)"
 _MAX_ARGUMENTS = 10
 _HINT = (
     "if you trust it, x = torch.load(path, weights_only=False); torch.save(ndtorch.to_checkpoint(x).state, path) "
@@ -198,20 +200,31 @@ def _made_as(maker: Any, cls: Any, args: Any) -> Any:
     return _MAKERS[maker.text](*args[:_MAX_ARGUMENTS])
 
 
-def load(data: bytes, where: str) -> Any:
+def load(data: bytes, where: str, records: int = 0) -> Any:
     """Follow a pickle: dicts are `Pairs`, tensors `TensorClaim` or `Special`; lists, tuples and numbers are themselves.
+
+    Args:
+        data: The pickle, of any length that the file has: what it takes depends on its steps.
+        where: What errors call the file.
+        records: How many storages the file has; so many tensors are no bomb.
 
     Raises:
         UnsupportedTypeError: It mentions something that is neither torch's nor plain.
         FormatError: It is damaged, or does what ``torch.save`` does not.
     """
     machine = _Machine(where)
+    most = _MAX_STEPS + _STEPS_OF_RECORD * records
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             step = _STEPS.get(opcode.name)
-            if step is None or count > _MAX_STEPS:
-                what = f"more than {_MAX_STEPS} steps" if step else f"a step {opcode.name}"
-                raise FormatError("read", f"{where} has a pickle with {what}, which torch.save does not write")
+            if step is None:
+                fact = f"{where} has a pickle with a step {opcode.name}, which torch.save does not write"
+                raise FormatError("read", fact)
+            if count > most:
+                fact = (
+                    f"{where} has a pickle of more than {most:,} steps: more than a million values beside its tensors"
+                )
+                raise FormatError("read", fact, hint=_PLAIN)
             step(machine, argument)
         (result,) = machine.stack
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, EOFError, RecursionError) as error:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from .._errors import FormatError
 from .atomic import scratch_folder
-from .remote import REQUEST, is_http, kind_of, located, member, reported, shown
+from .remote import REQUEST, is_http, kind_of, located, member, reported, several, shown
 
 _PART = 16 << 20
+_SMALL = 4 << 20  # bytes that are sent by one request
+_AT_ONCE = 8  # objects: each is in memory until it has been sent
 _MAX_PARTS = 9_000  # S3 takes 10,000
 _APPEAR_WHOLE = {"s3", "s3a", "gs", "gcs"}  # what ``autocommit=False`` uploads appears with commit() or not at all
 
@@ -53,8 +55,7 @@ def new_object(url: str, nbytes: int = 0) -> Iterator[BinaryIO]:
         nbytes: About how many bytes there will be; the parts grow with them.
     """
     fs, path = located(url, "write")
-    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    if not protocols & _APPEAR_WHOLE:
+    if not _appears_whole(fs):
         with scratch_folder() as folder:
             with io.FileIO(folder / "object", "w") as stream:
                 yield cast(BinaryIO, stream)
@@ -73,6 +74,11 @@ def new_object(url: str, nbytes: int = 0) -> Iterator[BinaryIO]:
         with suppress(AttributeError):
             upload.closed = True  # else it would upload the rest when it is collected
         raise
+
+
+def _appears_whole(fs: Any) -> bool:
+    protocols = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    return bool(protocols & _APPEAR_WHOLE)
 
 
 class _Upload:
@@ -99,7 +105,12 @@ def _put(fs: Any, source: Path, path: str, url: str) -> None:
 
 
 def upload_file(source: Path, url: str) -> None:
-    """Upload a local file; it appears whole or not at all."""
+    """Upload a local file; it appears whole or not at all. A small one takes one request, and not three."""
+    fs, path = located(url, "write")
+    if source.stat().st_size <= _SMALL and _appears_whole(fs):
+        with reported(url, "write"):
+            fs.pipe_file(path, source.read_bytes())
+        return
     with open(source, "rb") as stream, new_object(url, source.stat().st_size) as target:
         while block := stream.read(REQUEST):
             view = memoryview(block)
@@ -107,17 +118,29 @@ def upload_file(source: Path, url: str) -> None:
                 view = view[target.write(view) :]
 
 
+def upload_files(targets: Mapping[Path, str]) -> None:
+    """Upload local files, small ones several at a time; each appears whole or not at all."""
+    is_small = {source: source.stat().st_size <= REQUEST for source in targets}
+    small = [source for source in targets if is_small[source]]
+    for source in targets:
+        if not is_small[source]:
+            upload_file(source, targets[source])
+    for _ in several(lambda source: upload_file(source, targets[source]), small, targets.values(), _AT_ONCE):
+        pass
+
+
 def upload_folder(source: Path, url: str) -> None:
     """Upload a zarr store; what says that it is one comes last. Any failure removes what has been uploaded."""
     files = sorted(path for path in source.rglob("*") if path.is_file())
-    files.sort(key=lambda path: (path.name.startswith(".z") or path.name == "zarr.json", -len(path.parts)))
-    done: list[str] = []
+    marks = [path for path in files if path.name.startswith(".z") or path.name == "zarr.json"]
+    marks.sort(key=lambda path: -len(path.parts))
+    targets = {file: member(url, file.relative_to(source).as_posix()) for file in files}
     try:
-        for file in files:
-            done.append(member(url, file.relative_to(source).as_posix()))
-            upload_file(file, done[-1])
+        upload_files({file: targets[file] for file in files if file not in marks})
+        for mark in marks:
+            upload_file(mark, targets[mark])
     except BaseException:
-        for each in done:
+        for each in targets.values():
             remove(each)
         raise
 

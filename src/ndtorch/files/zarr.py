@@ -3,10 +3,10 @@
 Chunks that are plain, or packed by gzip or zlib, are read by several threads without the library; whatever else there
 is the library unpacks. Written is format 3: plain chunks of at most 16 MB, and each of them, also where all is zero.
 
-A chunk that is missing, or within a shard, is an error: zarr reads ``fill_value`` there, whether it was never written
-or was lost. bfloat16 and the float8 formats are the data types of these names, as TensorStore and zarrs have them;
-zarr-python does not know them yet. Text, bytes, time and records are the data types that zarr-python has for them.
-Links that lead out of the folder are not followed, pickled objects not read.
+A chunk that is missing, or within a shard, is an error unless the caller says that it holds ``fill_value``: zarr reads
+that there, whether the chunk was never written or lost. bfloat16 and the float8 formats are the data types of these
+names, as TensorStore and zarrs have them; zarr-python does not know them yet. Text, bytes, time and records are those
+that zarr-python has for them. Links that lead out of the folder are not followed, pickled objects not read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from .._dtypes import BY_NAME, from_numpy_dtype
+from .._dtypes import BY_NAME, DType, from_numpy_dtype
 from .._errors import FormatError, MissingDependencyError, NdtorchError, UnsupportedDtypeError, UnsupportedTypeError
 from .arrays import BLOCK, AnyArray, FileArray, Unreadable
 from .chunks import places
@@ -64,21 +64,28 @@ def is_store(path: str | os.PathLike[str]) -> bool:
 # --- reading: the folders
 
 
-def read_headers(path: str | Storage, name: str) -> list[FileArray]:
-    """Read the metadata of every array, and which of its chunks there are."""
+def read_headers(path: str | Storage, name: str, *, fills: bool = False) -> list[FileArray]:
+    """Read the metadata of every array, and which of its chunks there are.
+
+    Args:
+        path: The folder.
+        name: What an array is called that has no name of its own.
+        fills: Whether chunks that are not there hold the fill value; else they are an error.
+    """
     if not isinstance(path, str):
         raise FormatError("read", f"{path.path!r} is a file; a zarr store is a folder")
     store: Store = RemoteStore(path) if is_url(path) else LocalStore(path)
     if not any(store.has(node) for node in NODES):
         raise FormatError("read", f"{store.where} is a folder and no zarr store: it has none of {', '.join(NODES)}")
-    return sorted(_Tree(library("read"), store).arrays(name), key=lambda array: array.name)
+    return sorted(_Tree(library("read"), store, fills=fills).arrays(name), key=lambda array: array.name)
 
 
 class _Tree:
     """The groups and arrays of a store."""
 
-    def __init__(self, zarr: Any, store: Store) -> None:
+    def __init__(self, zarr: Any, store: Store, *, fills: bool) -> None:
         self.zarr = zarr
+        self.fills = fills
         self.store = store
         self.where = store.where
         self._count = 0
@@ -151,7 +158,7 @@ def _read_json(store: Store, path: str, where: str) -> dict[str, Any]:
 
 
 def _array(tree: _Tree, path: str, name: str, where: str, claims: dict[str, Any]) -> FileArray:
-    claims, dtype = _known(claims, where)
+    written, (claims, dtype) = claims, _known(claims, where)
     with failing(where):
         array = tree.open(path, claims)
         found = np.dtype(array.dtype) if dtype is None else dtype
@@ -166,7 +173,8 @@ def _array(tree: _Tree, path: str, name: str, where: str, claims: dict[str, Any]
     if found.hasobject or found.kind == "T":
         error = UnsupportedTypeError("read", f"{where} holds text or objects of varying length", hint=_OBJECTS)
         return FileArray(name, where, np.dtype(np.uint8), shape, Unreadable(error), dtype_name=str(found)[:40])
-    source = Source(tree.store, path, where, array, found, tree.store.sizes(path))
+    fill = _fill_of(written, array, found, where) if tree.fills and math.prod(shape) else None
+    source = Source(tree.store, path, where, array, found, tree.store.sizes(path), fill)
     error_found = why_unreadable(source, claims)
     compression = "+".join(packed_by(claims))
     if error_found is not None:
@@ -189,7 +197,30 @@ def _known(claims: dict[str, Any], where: str) -> tuple[dict[str, Any], np.dtype
     if row is None or row.numpy is None or row.numpy.num < 256:
         return claims, None
     integer = f"uint{row.itemsize * 8}" if key == "data_type" else f"<u{row.itemsize}"
-    return claims | {key: integer, "fill_value": 0}, row.numpy
+    return claims | {key: integer, "fill_value": _bits_of(claims.get("fill_value"), row)}, row.numpy
+
+
+def _fill_of(claims: dict[str, Any], array: Any, dtype: np.dtype[Any], where: str) -> AnyArray:
+    """The fill value of an array, in its own dtype; the library is told nothing of dtypes that it does not know."""
+    claimed = claims.get("fill_value")
+    if claimed is None:
+        raise FormatError("read", f"{where} has no fill value for the chunks that are not there")
+    row = from_numpy_dtype(dtype)
+    if row is None or row.numpy is None or row.numpy.num < 256:
+        return np.asarray(array.fill_value).astype(dtype, copy=False)
+    try:
+        return np.asarray(float(claimed)).astype(dtype)
+    except (TypeError, ValueError, OverflowError):
+        raise FormatError("read", f"{where} claims the fill value {str(claimed)[:40]!r}, which is no number") from None
+
+
+def _bits_of(fill: Any, row: DType) -> int:
+    """The fill value as the integer of the same bits, for a library that has no such dtype; 0 of no number."""
+    try:
+        bits = np.asarray(float(fill)).astype(row.numpy).view(f"u{row.itemsize}")
+    except (TypeError, ValueError, OverflowError):
+        return 0
+    return int(bits)
 
 
 # --- writing

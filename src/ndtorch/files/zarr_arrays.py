@@ -12,6 +12,7 @@ from typing import Any, cast
 import numpy as np
 
 from .._errors import FormatError, NdtorchError
+from .._turns import own_filters
 from .arrays import AnyArray, Packed
 from .chunks import Chunks, Place, count_chunks, inflate, places, read_apart, why_absurd
 from .storage import Storage
@@ -31,7 +32,7 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the library's warnings of what its specification does not have yet."""
-    with warnings.catch_warnings():
+    with own_filters():
         warnings.simplefilter("ignore")
         yield
 
@@ -59,6 +60,7 @@ class Source:
         array: The library's array.
         dtype: Its dtype; the library's may be an integer of the same size instead.
         files: The bytes of every file in its folder.
+        fill: What the elements of chunks are that are not there; ``None`` where that is an error.
     """
 
     store: Store
@@ -67,6 +69,7 @@ class Source:
     array: Any
     dtype: np.dtype[Any]
     files: dict[str, int]
+    fill: Any = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -87,6 +90,10 @@ class Source:
         """The file of a chunk in the store."""
         return f"{self.path}/{self.key(place)}" if self.path else self.key(place)
 
+    def is_left_out(self, place: Place) -> bool:
+        """Whether a chunk was not there when the store was opened, and is to be filled."""
+        return self.fill is not None and self.key(place) not in self.files
+
     def storage(self, place: Place) -> Storage:
         """The file of a chunk, opened; it closes itself."""
         return self.store.open(self.file(place))
@@ -97,8 +104,9 @@ def why_unreadable(source: Source, claims: dict[str, Any]) -> FormatError | None
     nbytes, chunk = (math.prod(sizes) * source.dtype.itemsize for sizes in (source.shape, source.sizes))
     if not nbytes:
         return None
-    absurd = why_absurd(source.where, nbytes, chunk, sum(source.files.values()))
-    if absurd is not None:
+    stored = sum(source.files.values())
+    absurd = why_absurd(source.where, nbytes if source.fill is None else chunk, chunk, stored)
+    if absurd is not None or source.fill is not None:
         return absurd
     total, what = count_chunks(source.shape, source.sizes), "shards" if source.array.shards else "chunks"
     if total > max(len(source.files), MAX_LISTED):
@@ -112,7 +120,8 @@ def why_unreadable(source: Source, claims: dict[str, Any]) -> FormatError | None
 
 
 def _missing(source: Source, missing: int, total: int, what: str, about: str = "") -> FormatError:
-    hint = f"zarr.open_array(path)[...] reads them as {source.array.fill_value!r}; {WRITE_ALL}"
+    fill = repr(source.array.fill_value) if source.array.dtype == source.dtype else "the fill value"
+    hint = f"missing_chunks='fill' (--missing-chunks fill) reads them as {fill}; {WRITE_ALL}"
     return FormatError("read", f"{source.where}: {about}{missing} of its {total} {what} are missing", hint=hint)
 
 
@@ -242,6 +251,9 @@ class _Direct:
         self._chunks.read_into(target, tuple(slice(0, n) for n in self._source.shape))
 
     def _load(self, place: Place, buffer: AnyArray) -> None:
+        if self._source.is_left_out(place):
+            buffer[...] = self._source.fill
+            return
         storage = self._source.storage(place)
         if self._compression:
             where = f"{self._source.where} chunk {self._source.key(place)!r}"
@@ -307,9 +319,9 @@ class _Library:
         if not target.size:
             return
         for place in self._chunks.touched(slices):  # a chunk that has vanished since would be read as zeros
-            if not source.store.has(source.file(place)):
+            if not source.store.has(source.file(place)) and not source.is_left_out(place):
                 raise FormatError("read", f"{source.where}: chunk {source.key(place)!r} is missing")
-        with failing(source.where), quiet():
+        with failing(source.where):
             if source.array.dtype.kind in "biufc" and source.array.dtype.isnative:
                 out = target.view(source.array.dtype)
                 buffer = self._prototype().nd_buffer.from_numpy_array(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -52,6 +52,8 @@ class Unread(Foreign):
         reason: Why there is no memory to share, in words that finish "cannot share memory with it: ...".
         read: Makes the array, in new memory that nobody else holds.
         fill: Reads into a row-major array of that dtype and shape instead, where the library can.
+        pieces: Gives it in pieces instead, each with the index of its first element, where it comes in such.
+        blocks: Gives its elements row by row, flat, in blocks of no more than some memory, where it comes in pieces.
     """
 
     dtype: np.dtype[Any]
@@ -59,6 +61,8 @@ class Unread(Foreign):
     reason: str
     read: Callable[[], AnyArray]
     fill: Callable[[AnyArray], None] | None = None
+    pieces: Callable[[], Iterator[tuple[tuple[int, ...], AnyArray]]] | None = None
+    blocks: Callable[[], Iterator[AnyArray]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ class Parts(Foreign):
         form: Which of these it is.
         text: Its dtype or class as printed.
         shape: Its sizes.
-        parts: By path, such as ``['age']`` or ``.mask``; values are arrays or other foreign forms.
+        parts: By path, such as ``['age']`` or ``.mask``; values are arrays or foreign forms, in a table also None.
         keys: Keys of the dict that a table becomes, in the order of the parts.
         offsets: Where the elements of a ragged one begin and end in its content: one more than there are.
         layout: ``csr``, ``csc``, ``coo`` or ``bsr``, of a sparse one.

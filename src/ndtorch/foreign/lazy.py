@@ -20,6 +20,6 @@ def take(source: Any, inner: Inner) -> Foreign:
 
 
 def take_all(source: Any, inner: Inner) -> Foreign:
-    """Take all the arrays of a file."""
-    parts = {f"[{name!r}]": take(array, inner) for name, array in source.items()}
+    """Take all the arrays of a file; a None among them stays one."""
+    parts = {f"[{name!r}]": None if array is None else take(array, inner) for name, array in source.items()}
     return Parts(_LIBRARY, "table", "arrays", (len(parts),), parts, keys=tuple(source))

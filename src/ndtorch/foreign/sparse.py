@@ -20,6 +20,7 @@ import torch
 from .._dtypes import from_numpy_dtype
 from .._errors import ShapeMismatchError, UnsupportedTypeError
 from .._torch_dtypes import BY_TORCH
+from .._turns import own_filters
 from .forms import Foreign, Inner, Parts, Refused, Restore, Unread
 from .indices import common_dtype, coordinate_matrix, index_part, survey, why_coordinates_unsound
 
@@ -296,7 +297,7 @@ def _quieten_beta_warning() -> None:
     """Torch warns once a process that these layouts are beta; that is for torch's own callers."""
     if _warned.is_set():
         return
-    with warnings.catch_warnings():
+    with own_filters():
         warnings.simplefilter("ignore")
         torch.eye(1).to_sparse_csr()
     _warned.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def _branches(tree: Any) -> dict[Any, Any]:
 
 def _variable(variable: Any, inner: Inner) -> Foreign:
     if variable.chunks is not None:
-        return _chunked(variable)
+        return _chunked(variable, inner)
     if isinstance(variable, sys.modules["xarray"].IndexVariable) and variable.dtype.kind not in "SU":
         index: Foreign = inner(variable.to_index())  # the memory is pandas'
         return index
@@ -70,8 +71,11 @@ def _lazy(variable: Any) -> Foreign:
     return _unread(variable, reason, lambda: np.array(variable.values), fill, note)
 
 
-def _chunked(variable: Any) -> Foreign:
+def _chunked(variable: Any, inner: Inner) -> Foreign:
     chunks = variable.data
+    taken = inner(chunks) if isinstance(variable.dtype, np.dtype) and variable.dtype.kind != "O" else None
+    if isinstance(taken, Foreign) and taken.library == "dask":
+        return replace(taken, library="xarray")
 
     def fill(array: AnyArray) -> None:
         if hasattr(chunks, "store"):  # each chunk straight to its place
