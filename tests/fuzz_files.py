@@ -8,6 +8,7 @@ pickle, a changed source or anything left in the target's folder. Each case foll
 from __future__ import annotations
 
 import argparse
+import ctypes
 import gc
 import importlib
 import itertools
@@ -152,6 +153,7 @@ def work(rows: list[Format], sound: dict[str, list[Files]], seed: int, numbers: 
     """Do case after case, and say what became of each."""
     warnings.simplefilter("ignore")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries print what they think of spoiled files
+    _give_back()
     limit = _addresses() + MAX_ADDRESSES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -173,6 +175,12 @@ def work(rows: list[Format], sound: dict[str, list[Files]], seed: int, numbers: 
             say(f"bad {violation!s}".replace("\n", "\v"))
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     shutil.rmtree(home)
+
+
+def _give_back() -> None:
+    """Free what can be: memory that went back to the system within a case would hide what the case takes."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 def _addresses() -> int:
@@ -203,7 +211,6 @@ def run(
     """Run cases until time or number is over, and give how they ended and what went wrong."""
     rows = [row for row in formats() if names is None or row.name in names]
     sound = sound_files(canary_of(seed))
-    gc.collect()  # what a forked process gave back within a case would hide what the case takes
     deadline, number, counts, failures = time.monotonic() + seconds, 0, Counter[str](), list[str]()
     while number < cases and time.monotonic() < deadline:
         started, verdict = number, "stopped"
@@ -221,6 +228,8 @@ def run(
         if verdict and verdict != "stopped" and time.monotonic() < deadline:
             failures.append(_kept(out, rows, sound, seed, number - 1, verdict))
         if number == started:
+            if time.monotonic() < deadline:
+                failures.append(f"the process ended before its case {number} had begun")
             break
     return counts, failures
 

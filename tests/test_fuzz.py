@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 from pathlib import Path
@@ -14,6 +15,7 @@ import ndtorch as nd
 from ndtorch.files import npy
 
 pytestmark = pytest.mark.once
+PTR = ctypes.c_void_p
 
 
 def test_a_few_hundred_spoiled_files_do_no_harm(tmp_path):
@@ -42,7 +44,7 @@ def hang(path: Path) -> None:
 
 
 def grow(path: Path) -> None:
-    bytearray(fuzz_files.MAX_GROWTH + (64 << 20))
+    bytearray(fuzz_files.MAX_GROWTH + (512 << 20))
 
 
 def change_the_source(path: Path) -> None:
@@ -90,6 +92,38 @@ def test_every_kind_of_harm_is_noticed_and_its_file_kept(harm, tmp_path, monkeyp
     assert len(failures) == 1
     assert HARM[harm] in failures[0]
     assert names_in(tmp_path / "out") == ["7-0.npy"]
+    assert sum(counts.values()) == 0
+
+
+def test_memory_that_the_process_had_before_does_not_hide_what_a_case_takes(tmp_path, monkeypatch):
+    """Freed pieces below one that is kept stay with malloc until that one is freed."""
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.free.argtypes, libc.memset.argtypes = PTR, [PTR], [PTR, ctypes.c_int, ctypes.c_size_t]
+    pieces = [libc.malloc(100_000) for _ in range(2000)]
+    kept = [libc.malloc(100_000)]
+    for piece in pieces:
+        libc.memset(piece, 1, 100_000)
+        libc.free(piece)
+    real = npy.read_headers
+
+    def read_headers(storage, name):
+        while kept:
+            libc.free(kept.pop())
+        grow(Path(storage.path))
+        return real(storage, name)
+
+    monkeypatch.setattr(npy, "read_headers", read_headers)
+    monkeypatch.setattr(fuzz_files, "MAX_GROWTH", 32 << 20)
+    _, failures = fuzz_files.run(7, tmp_path / "out", cases=1, names={"npy"})
+    libc.free(kept.pop())  # freed in the process that did the case alone
+    assert len(failures) == 1
+    assert HARM[grow] in failures[0]
+
+
+def test_a_process_that_never_begins_a_case_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(fuzz_files, "work", lambda *_: None)
+    counts, failures = fuzz_files.run(7, tmp_path / "out", cases=1, names={"npy"})
+    assert failures == ["the process ended before its case 0 had begun"]
     assert sum(counts.values()) == 0
 
 
