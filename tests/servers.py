@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import threading
@@ -14,6 +15,7 @@ import fsspec
 
 SECRET = "topsecret"
 """What nobody is to see in an error."""
+_counter = itertools.count()
 _REFUSAL = b"<Error><Code>AccessDenied</Code><Message>not today</Message></Error>"
 
 
@@ -55,11 +57,7 @@ class S3Server:
         if self.refuse(request):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             start_response("403 Forbidden", [("Content-Type", "application/xml")])
-            return (
-                []
-                if request.method == "HEAD"
-                else [b"<Error><Code>AccessDenied</Code><Message>not today</Message></Error>"]
-            )
+            return [] if request.method == "HEAD" else [_REFUSAL]
 
         if "list-type" in request.query and self.page < 1000:
             environ["QUERY_STRING"] += f"&max-keys={self.page}"
@@ -102,6 +100,18 @@ def s3_of_fsspec() -> Iterator[S3Server]:
         server.stop()
         fsspec.config.conf.clear()
         fsspec.config.conf.update(before)
+
+
+@contextmanager
+def new_bucket(server: S3Server) -> Iterator[str]:
+    """Give the name of a bucket of the server that is what ``s3://`` means; its objects go with it."""
+    bucket = f"bucket-{next(_counter)}"
+    files = fsspec.filesystem("s3")
+    files.mkdir(bucket)
+    yield bucket
+    server.refuse, server.page = lambda request: False, 1000
+    files.invalidate_cache()
+    files.rm(bucket, recursive=True)
 
 
 class WebServer:

@@ -86,6 +86,20 @@ class Odd(Exception):
         self.must = must
 
 
+def raising_new_ones(seen: list[weakref.ref[Odd]]) -> Callable[[], object]:
+    """Raise an error of its own each time, which nothing here keeps."""
+
+    def fault() -> None:
+        error = Odd(must=1)
+        seen.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error
+
+    return fault
+
+
 class TestErrors:
     @pytest.mark.parametrize("pace", PACES)
     @pytest.mark.parametrize("batch", [0, 1, 7, 24])
@@ -195,17 +209,8 @@ class TestErrors:
         gc.collect()
         gc.disable()
         try:
-            seen = []
-
-            def fault() -> None:
-                error = Odd(must=1)
-                seen.append(weakref.ref(error))
-                try:
-                    raise error
-                finally:
-                    del error
-
-            loader = loader_over(Faulty(100, fault, 50), **pace)
+            seen: list[weakref.ref[Odd]] = []
+            loader = loader_over(Faulty(100, raising_new_ones(seen), 50), **pace)
             kept = weakref.ref(loader._sources.columns[0])
             try:
                 for _ in loader:
@@ -227,18 +232,8 @@ class TestErrors:
             loader = nd.Loader(np.arange(100_000).reshape(100, 1000), 4, **pace)
             (column,) = loader._sources.columns
             column.__class__ = FaultyMemory
-            column.row = 6
-            seen = []
-
-            def fault() -> None:
-                error = Odd(must=1)
-                seen.append(weakref.ref(error))
-                try:
-                    raise error
-                finally:
-                    del error
-
-            column.fault = fault
+            seen: list[weakref.ref[Odd]] = []
+            column.fault, column.row = raising_new_ones(seen), 6
             loop = iter(loader)
             next(loop)
             assert pace != {"threads": 2} or eventually(lambda: bool(seen))

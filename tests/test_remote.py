@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import io
-import itertools
 import os
 import signal
 import subprocess
@@ -22,7 +21,7 @@ import safetensors.numpy
 import torch
 from comparison import assert_same
 from PIL import Image
-from servers import SECRET, Request, S3Server, WebServer, s3_of_fsspec
+from servers import SECRET, Request, S3Server, WebServer, new_bucket, s3_of_fsspec
 
 import ndtorch as nd
 from ndtorch.files import FORMATS, remote, stem
@@ -31,7 +30,6 @@ from ndtorch.files.upload import upload_folder
 
 pytestmark = pytest.mark.once
 
-_counter = itertools.count()
 FORMATS_BOTH_WAYS = [row.name for row in FORMATS if row.target]
 
 
@@ -44,13 +42,8 @@ def server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(server) -> Iterator[str]:
     """The URL of a bucket that is empty."""
-    bucket = f"bucket-{next(_counter)}"
-    files = fsspec.filesystem("s3")
-    files.mkdir(bucket)
-    server.refuse = lambda request: False
-    yield f"s3://{bucket}"
-    server.refuse = lambda request: False
-    files.rm(bucket, recursive=True)
+    with new_bucket(server) as bucket:
+        yield f"s3://{bucket}"
 
 
 @pytest.fixture

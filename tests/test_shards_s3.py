@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import signal
 import tempfile
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from comparison import assert_same
 from interpreters import Interpreters
-from servers import SECRET, Request, S3Server, s3_of_fsspec
+from servers import SECRET, Request, S3Server, new_bucket, s3_of_fsspec
 
 import ndtorch as nd
 from ndtorch import FormatError
@@ -29,7 +28,6 @@ from ndtorch.scale.units import SourceFile, Unit
 pytestmark = pytest.mark.once
 
 ROWS = np.arange(48, dtype=np.float32).reshape(12, 4)
-_counter = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +39,12 @@ def server() -> Iterator[S3Server]:
 @pytest.fixture
 def s3(server) -> Iterator[str]:
     """The URL of a bucket with twelve rows in six files, below ``src``."""
-    bucket = f"shards-{next(_counter)}"
     files = fsspec.filesystem("s3")
-    files.mkdir(bucket)
-    server.refuse = lambda request: False
-    with tempfile.TemporaryDirectory() as folder:
+    with new_bucket(server) as bucket, tempfile.TemporaryDirectory() as folder:
         for n in range(6):
             np.save(f"{folder}/{n}.npy", ROWS[2 * n : 2 * n + 2])
             files.put_file(f"{folder}/{n}.npy", f"{bucket}/src/{n}.npy")
-    yield f"s3://{bucket}"
-    server.refuse, server.page = lambda request: False, 1000
-    files.invalidate_cache()
-    files.rm(bucket, recursive=True)
+        yield f"s3://{bucket}"
 
 
 @pytest.fixture(autouse=True)
