@@ -327,12 +327,21 @@ def test_batch_of_a_worker_lies_in_shared_memory_from_the_start() -> None:
     assert [shared for _, shared in loader(Pictures(), 0, collate_and_look)] == [[False, False]] * 3
 
 
+def error_of(loader: DataLoader[Any]) -> nd.ShapeMismatchError:
+    """Its error without the frames: they would keep the loop, whose end in a collection takes torch 5 s a worker."""
+    try:
+        list(loader)
+    except nd.ShapeMismatchError as error:
+        return error.with_traceback(None)
+    raise AssertionError("no error")
+
+
 @forks
 @pytest.mark.parametrize("workers", [0, 2])
 def test_error_in_a_data_loader_tells_what_happened_where(workers: int) -> None:
-    with pytest.raises(Exception, match="ShapeMismatchError" if workers else "collate: ") as caught:
-        list(loader(Pictures(odd=5), workers, nd.collate))
-    assert "['image']" in str(caught.value) + "".join(getattr(caught.value, "__notes__", []))
+    error = error_of(loader(Pictures(odd=5), workers, nd.collate))
+    assert "collate: " in str(error)
+    assert "['image']" in str(error) + "".join(getattr(error, "__notes__", []))
 
 
 def test_collate_can_be_sent_to_another_process() -> None:
@@ -368,5 +377,4 @@ def test_one_sample_that_is_no_list_of_samples_is_refused(batch: Any) -> None:
 
 def test_error_in_a_worker_arrives_as_what_it_is() -> None:
     loader = DataLoader([A, A[:2]], batch_size=2, num_workers=1, collate_fn=nd.collate)
-    with pytest.raises(nd.ShapeMismatchError, match="collate: sample 1"):
-        list(loader)
+    assert "collate: sample 1" in str(error_of(loader))
