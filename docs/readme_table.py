@@ -149,6 +149,7 @@ def _rows(to: str, sources: Iterable[tuple[str, Any, dict[str, Any]]]) -> list[s
         note = plan.notes[0].split(";")[0] if plan.notes else ""
         why = plan.reason or ("" if note in said else note)
         said.add(note)
+        why = why.replace("[", r"\[")  # "i64[2](numpy)" is no link
         rows.append(f"| {name} | {_result(plan)} | {_memory(plan)} | {why} |")
     return rows
 

@@ -63,6 +63,15 @@ def test_small_floats_are_floats_among_their_kind(small: str) -> None:
                 nd.to_torch(array, dtype=name, casting="safe")
 
 
+def test_the_cast_that_exact_names_is_one_that_is_allowed() -> None:
+    for source, dtype, casting in (("f8", "f4", "same_kind"), ("f8", "i8", "unsafe"), ("i8", "u1", "unsafe")):
+        array = np.array([1 / 3, 300.0]).astype(source)
+        with pytest.raises(nd.LossyCastError, match=f"Hint: casting='{casting}'.* accepts the loss") as caught:
+            nd.to_torch(array, dtype=np.dtype(dtype).name, casting="exact")
+        assert caught.value.dtype == np.dtype(dtype).name
+        nd.to_torch(array, dtype=np.dtype(dtype).name, casting=casting)
+
+
 def test_byte_order_is_no_cast() -> None:
     swapped = filled(np.dtype("f4").newbyteorder("S"))
     assert_same(nd.to_torch(swapped, dtype="float32", casting="no"), tensor_holding(swapped))

@@ -201,6 +201,8 @@ def raised_elsewhere() -> None:
         (nd.ShapeMismatchError, ValueError),
         (nd.InvalidOptionError, ValueError),
         (nd.FormatError, ValueError),
+        (nd.MissingFileError, FileNotFoundError),
+        (nd.MissingFileError, nd.FormatError),
         (nd.MissingDependencyError, ImportError),
     ],
 )

@@ -325,7 +325,7 @@ except nd.MissingDependencyError as error:
     print(error.hint)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "pip install ndtorch[images]\n"
+    assert done.stdout == "pip install pillow\n"
 
 
 def test_pages_are_never_lost_with_the_end_of_a_file(tmp_path):

@@ -28,7 +28,7 @@ from ndtorch.scale.engines import check_engine
 from ndtorch.scale.engines import ray as engine_module
 from ndtorch.scale.engines.ray import Ray
 
-ray = pytest.importorskip("ray", reason="ray is not installed: pip install ndtorch[ray]")
+ray = pytest.importorskip("ray", reason="ray is not installed: pip install ray")
 pytest.importorskip("ray.data", reason="Ray Data needs pyarrow and pandas")
 
 pytestmark = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import os
 import pickle
 import subprocess
@@ -46,6 +47,23 @@ def test_it_is_a_mapping_of_names(path):
     for missing in ("y", "", "a/", "x/", "/x", 3, None):
         with pytest.raises(KeyError):
             back[missing]
+    with pytest.raises(KeyError, match=r"has no array 'a/y'; expected one of 'c/d', 'b'"):
+        back["a"]["y"]
+
+
+def test_an_unknown_name_is_told_some_that_are_known(tmp_path):
+    nd.write(tmp_path / "many.npz", {f"n{i}": np.zeros(1) for i in range(12)})
+    with pytest.raises(KeyError, match=r"'y'; expected one of 'n0', .*'n9', \.\.\."):
+        nd.read(tmp_path / "many.npz")["y"]
+
+
+def test_a_missing_file_is_what_python_calls_one(tmp_path):
+    for call in (nd.read, nd.inspect, nd.Loader):
+        with pytest.raises(FileNotFoundError, match="no such file") as caught:
+            call(str(tmp_path / "none.npy"))
+        assert isinstance(caught.value, nd.FormatError)
+        assert caught.value.filename == str(tmp_path / "none.npy")
+        assert caught.value.errno == errno.ENOENT
 
 
 def test_steps_of_names_lead_into_it(path):

@@ -174,7 +174,7 @@ except nd.MissingDependencyError as error:
     print(error.hint)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout == "pip install ndtorch[remote]\n"
+    assert done.stdout == "pip install fsspec\n"
 
 
 def test_looking_at_a_url_takes_no_torch(memory):

@@ -82,6 +82,11 @@ def test_a_frame_becomes_an_array_for_each_column(tmp_path):
     assert sorted(nd.read(tmp_path / "g.safetensors")) == ["table/n", "table/x", "w"]
 
 
+def test_arrays_before_the_path_are_an_error_that_says_the_order():
+    with pytest.raises(TypeError, match=r"the first argument is a dict\. Hint: write\(path, arrays\)"):
+        nd.write({"a": np.zeros(2)}, "a.npz")
+
+
 def test_names_that_meet_are_an_error_not_a_lost_array(tmp_path):
     for tree in (
         {"a/b": ARRAY, "a": {"b": ARRAY}},

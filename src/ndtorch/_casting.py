@@ -114,11 +114,12 @@ def check_exact(
     value, became = source.flat[flat], target.flat[flat]
     index = _index_of(flat, source.shape, part)
     name = target.dtype.name
+    weaker = "'unsafe'" if why_not_cast(source.dtype, target.dtype, "same_kind") else "'same_kind' or 'unsafe'"
     raise LossyCastError(
         subject,
         f"casting='exact' from {what} to {name} would lose the value at index "
         f"{_index_text(index)}: {value.item()!s} would become {became.item()!s}",
-        hint="casting='same_kind' or 'unsafe' accepts the loss, a wider dtype avoids it",
+        hint=f"casting={weaker} accepts the loss, a wider dtype avoids it",
         index=index,
         value=value,
         became=became,

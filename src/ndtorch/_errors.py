@@ -8,6 +8,7 @@
     ├── ShapeMismatchError      (ValueError)    shapes that had to agree do not
     ├── InvalidOptionError      (ValueError)    an option has no such value, or two exclude each other
     ├── FormatError             (ValueError)    a file is not what it claims to be
+    │   └── MissingFileError    (FileNotFoundError) ... or is not there
     └── MissingDependencyError  (ImportError)   an optional library is not installed
 
 Each also inherits the builtin that a caller would catch. The message is
@@ -16,6 +17,7 @@ Each also inherits the builtin that a caller would catch. The message is
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 
@@ -101,7 +103,7 @@ class NdtorchError(Exception):
 
 
 def _rebuild(cls: type[NdtorchError], message: str, state: dict[str, Any]) -> NdtorchError:
-    error = cls.__new__(cls, message)
+    error = cls(message)
     error.args = (message,)
     error.__dict__.update(state)
     return error
@@ -190,6 +192,24 @@ class FormatError(NdtorchError, ValueError):
     """
 
 
+class MissingFileError(FormatError, FileNotFoundError):
+    """There is no such file.
+
+    >>> from ndtorch import MissingFileError
+    >>> error = MissingFileError("read", "'x.npy': no such file", filename="x.npy")
+    >>> str(error), error.filename, isinstance(error, FileNotFoundError)
+    ("read: 'x.npy': no such file.", 'x.npy', True)
+    """
+
+    errno = errno.ENOENT
+    __str__ = Exception.__str__  # not that of OSError, which knows no subject
+
+    @property
+    def filename(self) -> str | None:
+        """Its name, without what is secret in a URL."""
+        return self.facts.get("filename")
+
+
 class MissingDependencyError(NdtorchError, ImportError):
     """An optional library that this call needs is not installed.
 
@@ -200,5 +220,5 @@ class MissingDependencyError(NdtorchError, ImportError):
 
 
 # Tracebacks and pickles show the public name.
-for _cls in (NdtorchError, *NdtorchError.__subclasses__(), *UnsupportedTypeError.__subclasses__()):
+for _cls in (NdtorchError, *NdtorchError.__subclasses__(), UnsupportedDtypeError, MissingFileError):
     _cls.__module__ = "ndtorch"

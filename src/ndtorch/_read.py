@@ -18,6 +18,7 @@ from ._options import World
 from .files import AnyPath, ArrayFile, MissingChunks, open_file
 from .files.arrays import BLOCK, FileArray
 from .files.names import SEPARATOR, nested
+from .files.remote import shown
 
 
 def read(
@@ -80,6 +81,7 @@ def read(
     return LazyArrays(file, to, verify=verify, name=name, missing_chunks=missing_chunks)
 
 
+_NAMED = 10  # arrays that the error of an unknown name lists
 _SHOWN = 100  # arrays that are listed: of a folder each is a file that is opened for that
 
 
@@ -121,7 +123,9 @@ class LazyArrays(Mapping[str, Any]):
         inner = _inner(self._root, full + SEPARATOR)
         if name and any(True for _ in inner):
             return inner
-        raise KeyError(name)
+        known = [repr(each) for each in itertools.islice(self, _NAMED + 1)]
+        known[_NAMED:] = ["..."] if known[_NAMED:] else []
+        raise KeyError(f"{shown(self.path)!r} has no array {full!r}; expected one of {', '.join(known) or 'none'}")
 
     def stored(self, name: str) -> FileArray:
         """What the header of its file says of an array, or of the None in the place of one."""
@@ -153,8 +157,8 @@ class LazyArrays(Mapping[str, Any]):
         return nested(dict(self.items()))
 
     def __repr__(self) -> str:
-        shown = list(itertools.islice(self, _SHOWN))
-        lines = [(name, self._described(name)) for name in shown]
+        names = list(itertools.islice(self, _SHOWN))
+        lines = [(name, self._described(name)) for name in names]
         width = max((len(name) for name, _ in lines), default=0)
         count = f"{len(self)} array" + ("" if len(self) == 1 else "s")
         rest = [f"  and {len(self) - _SHOWN} more"] if len(self) > _SHOWN else []

@@ -100,7 +100,7 @@ def write(
 
     Raises:
         FormatError: The file cannot be named so, or exists; or two arrays would have one name.
-        UnsupportedTypeError: The format cannot hold an array; nothing was written.
+        UnsupportedTypeError: The format cannot hold an array, or what comes first is no path; nothing was written.
         LossyCastError: A cast that ``casting`` does not allow; nothing was written.
         OSError: The system refuses, such as for want of space.
 
@@ -111,6 +111,10 @@ def write(
     ...     print([one.name for one in written], nd.read(path)["layer"]["weight"].shape)
     ['layer/weight'] torch.Size([2, 3])
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UnsupportedTypeError(
+            "write", f"the first argument is a {type(path).__name__}", hint="write(path, arrays): the path comes first"
+        )
     found = format_to_write(path, format)
     _check_target(path, found, overwrite, "write")
     casts = Casts(dtype=dtype, float_dtype=float_dtype, casting=casting)

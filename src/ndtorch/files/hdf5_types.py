@@ -35,7 +35,7 @@ def library(subject: str) -> Any:
     try:
         import h5py
     except ImportError:
-        raise MissingDependencyError(subject, "h5py is not installed", hint="pip install ndtorch[h5]") from None
+        raise MissingDependencyError(subject, "h5py is not installed", hint="pip install h5py") from None
     return h5py
 
 

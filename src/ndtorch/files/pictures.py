@@ -127,7 +127,7 @@ def _opened(storage: Storage, where: str) -> Iterator[Any]:
     try:
         import PIL.Image
     except ImportError:
-        hint = "pip install ndtorch[images]"
+        hint = "pip install pillow"
         raise MissingDependencyError("read", f"{where} is a picture and Pillow is not installed", hint=hint) from None
     try:
         with _bombs_refused():

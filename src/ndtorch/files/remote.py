@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from isal.isal_zlib import crc32
 
-from .._errors import FormatError, MissingDependencyError, NdtorchError
+from .._errors import FormatError, MissingDependencyError, MissingFileError, NdtorchError
 from .folders import ZARR_MARKS, regex_of, split_pattern
 from .storage import AnyArray, StorageStream, join_checksums
 
@@ -103,7 +103,7 @@ def located(url: str, subject: str) -> tuple[Any, str]:
     try:
         import fsspec.core
     except ImportError:
-        hint = "pip install ndtorch[remote]"
+        hint = "pip install fsspec"
         raise MissingDependencyError(
             subject, f"{shown(url)!r} needs fsspec, which is not installed", hint=hint
         ) from None
@@ -130,7 +130,7 @@ def reported(url: str, subject: str) -> Iterator[None]:
         missing = "no such bucket or folder" if subject == "write" else "no such file"
         if is_http(url):  # its driver says so of whatever fails
             missing += ", or its server does not answer"
-        raise FormatError(subject, f"{shown(url)!r}: {missing}") from None
+        raise MissingFileError(subject, f"{shown(url)!r}: {missing}", filename=shown(url)) from None
     except OSError as error:
         kind = type(error) if type(error).__module__ == "builtins" else OSError
         raise kind(error.errno or errno.EIO, scrubbed(error), shown(url)) from None

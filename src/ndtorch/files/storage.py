@@ -20,7 +20,7 @@ import numpy.typing as npt
 from isal.isal_zlib import crc32, crc32_combine
 
 from .. import _native
-from .._errors import FormatError
+from .._errors import FormatError, MissingFileError
 
 AnyArray = npt.NDArray[Any]
 
@@ -84,7 +84,7 @@ class LocalStorage:
             self._absolute = os.path.abspath(self.path)  # should the working folder change
             descriptor = _open(self._absolute)
         except (FileNotFoundError, NotADirectoryError):
-            raise FormatError("read", f"{self.path!r}: no such file") from None
+            raise MissingFileError("read", f"{self.path!r}: no such file", filename=self.path) from None
         except ValueError as error:  # a NUL in the name
             raise FormatError("read", f"{self.path!r} is no name of a file: {error}") from None
         found = os.fstat(descriptor)

@@ -50,7 +50,7 @@ def library(subject: str) -> Any:
     try:
         import zarr
     except ImportError:
-        raise MissingDependencyError(subject, "zarr is not installed", hint="pip install ndtorch[zarr]") from None
+        raise MissingDependencyError(subject, "zarr is not installed", hint="pip install 'zarr>=3'") from None
     if int(zarr.__version__.partition(".")[0]) < 3:
         raise MissingDependencyError(subject, f"zarr {zarr.__version__} is too old", hint="pip install 'zarr>=3'")
     return zarr

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .._errors import FormatError, NdtorchError
+from .._errors import MissingFileError, NdtorchError
 from .._pairs import Source
 from ..files import sharded
 from ..files.remote import is_url, located, member, reported, several, shown
@@ -200,7 +200,8 @@ def _store(source: Source, inside: Sequence[tuple[str, int, str]]) -> Iterator[S
             yield from _asked(shard)
         return
     if not inside:
-        raise FormatError("convert", f"{shown(source.path)!r}: no such file")
+        name = shown(source.path)
+        raise MissingFileError("convert", f"{name!r}: no such file", filename=name)
     stamp = hashlib.blake2s(repr(inside).encode(), digest_size=8).hexdigest()
     yield SourceFile(source.path, source.name, sum(nbytes for _, nbytes, _ in inside), stamp, is_store=True)
 

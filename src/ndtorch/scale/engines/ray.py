@@ -72,7 +72,7 @@ def check_installed() -> None:
         MissingDependencyError: There is none.
     """
     if importlib.util.find_spec("ray") is None:
-        raise MissingDependencyError("convert", "ray is not installed", hint="pip install ndtorch[ray]")
+        raise MissingDependencyError("convert", "ray is not installed", hint="pip install ray")
 
 
 class Ray:
