@@ -56,6 +56,17 @@ def test_nothing_is_executed_and_what_was_refused_is_named(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]
 
 
+def test_what_the_error_of_a_module_says_makes_a_file_that_is_read(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.save(torch.nn.Linear(2, 1), path)
+    with pytest.raises(nd.UnsupportedTypeError, match=r"x = x\.state_dict\(\) comes before that"):
+        nd.read(path)
+    x = torch.load(path, weights_only=False)
+    x = x.state_dict()
+    torch.save(nd.to_checkpoint(x).state, path)
+    assert list(nd.read(path)) == ["weight", "bias"]
+
+
 def test_old_files_and_programs_are_told_how_to_be_saved_anew(tmp_path):
     path = saved(tmp_path, {"x": torch.ones(1)}, _use_new_zipfile_serialization=False)
     with pytest.raises(nd.UnsupportedTypeError, match=r"before 1\.6.*Hint: torch\.save\(torch\.load\("):

@@ -23,7 +23,7 @@ _PLAIN = "ndtorch.write('x.safetensors', tensors) with the tensors of torch.load
 _MAX_ARGUMENTS = 10
 _HINT = (
     "if you trust it, x = torch.load(path, weights_only=False); torch.save(ndtorch.to_checkpoint(x).state, path) "
-    "writes plain tensors"
+    "writes plain tensors; where x is a torch.nn.Module, x = x.state_dict() comes before that"
 )
 
 
