@@ -55,3 +55,11 @@ def test_links_to_files_of_the_project_exist() -> None:
     links = re.findall(r"\]\((?!https?:)([^)#]+)\)", prose)
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_links_within_the_page_lead_to_its_headings() -> None:
+    text = re.sub(r"```.*?```", "", README.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(#([^)]+)\)", text))
+    assert links == anchors - {"ndtorch", "what-it-promises"}
