@@ -314,6 +314,7 @@ def test_a_summary_says_all_that_there_is_to_say():
         nbytes_out=1_500,
         seconds=2.0,
         failures=(Failure("a.npy", "broken"),),
+        is_whole=False,
     )
     assert str(whole).splitlines() == [
         "3 of 10 units converted, 4 had been done before, 1 failed",

@@ -57,6 +57,11 @@ class Casts:
     casting: Casting = "same_kind"
 
     @property
+    def asks_nothing(self) -> bool:
+        """Whether dtypes stay what they are; found out by identity, for to NumPy ``dtype("f8") == None``."""
+        return self.dtype is None and self.float_dtype is None
+
+    @property
     def options(self) -> dict[str, Any]:
         """The options of a conversion that they are."""
         return {"dtype": self.dtype, "float_dtype": self.float_dtype, "casting": self.casting}
@@ -252,7 +257,7 @@ def _prepared(name: str, leaf: Any, casts: Casts) -> Prepared:
     if isinstance(leaf, np.ma.MaskedArray):
         hint = "array.filled(value) fills it; .data and .mask are arrays"
         raise UnsupportedTypeError("write", f"cannot write {name!r}: no file has masks", hint=hint)
-    if isinstance(leaf, np.ndarray) and leaf.dtype.hasobject and casts.options != Casts().options:
+    if isinstance(leaf, np.ndarray) and leaf.dtype.hasobject and not casts.asks_nothing:
         leaf = to_numpy(leaf, **casts.options)
     item = _item_of(name, stored or leaf)
     row = BY_NAME.get(planned.dtype)

@@ -278,9 +278,7 @@ def _shard_opener(folder: str, index: sharded.Index, read_store: _Stores) -> Cal
                 raise FormatError("read", f"{whole!r}: no such shard")
             return read_store(whole, only)
         storage = LocalStorage(whole)
-        if storage.size != nbytes:
-            fact = f"{whole!r} is not the shard that its index says"
-            raise FormatError("read", fact, expected=f"{nbytes} bytes", got=storage.size)
+        index.claim(folder, number).check_nbytes(storage.size)
         return format.reader.read_headers(storage, only)
 
     return open_one

@@ -6,12 +6,13 @@ import itertools
 import math
 import operator
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
+from isal.isal_zlib import crc32
 
 from .._dtypes import from_numpy_dtype
 from .._errors import FormatError, NdtorchError
@@ -80,6 +81,7 @@ class Packed:
         fill: Fills a row-major array of the whole shape instead, where the library can.
         stream: Streams all elements, flat, in blocks, where decoding a part means to decode all before it.
         order: How they go by in that stream; without one empty.
+        crc32: What the elements, row by row in little-endian order, have to add up to, where that was kept.
     """
 
     read: Callable[[tuple[slice, ...]], AnyArray]
@@ -88,6 +90,7 @@ class Packed:
     fill: Callable[[AnyArray], None] | None = None
     stream: Callable[[], Iterator[AnyArray]] | None = None
     order: Literal["C", "F", ""] = ""
+    crc32: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +230,8 @@ class FileArray:
                 layout.fill(target)
             else:
                 target[...] = layout.read(tuple(slice(0, n) for n in self.shape))
+            if layout.crc32 is not None:
+                self._compare_elements(layout.crc32, checksum_of_elements([target]))
 
     def check(self) -> None:
         """Compare the bytes with the checksum that the format keeps, if it keeps one, without keeping them.
@@ -299,7 +304,8 @@ class FileArray:
         if isinstance(layout, Stored):
             return self._transposed_blocks(layout)
         assert isinstance(layout, Packed)
-        return self._packed_blocks(layout) if layout.stream is None else self._decoded_blocks(layout.stream)
+        blocks = self._packed_blocks(layout) if layout.stream is None else self._decoded_blocks(layout.stream)
+        return blocks if layout.crc32 is None else self._compared_blocks(blocks, layout.crc32)
 
     def _stored_blocks(self, layout: Stored) -> Iterator[AnyArray]:
         checksum = layout.checksum if layout.checksum is not None and not layout.checksum.is_proven else None
@@ -354,6 +360,15 @@ class FileArray:
         for key in slabs(self.shape, max(_SLAB // self.dtype.itemsize, 1), layout.rows):
             slices, rest = bounds(key, self.shape)
             yield np.ascontiguousarray(layout.read(slices)[for_array(rest)]).reshape(-1)
+
+    def _compared_blocks(self, blocks: Iterator[AnyArray], expected: int) -> Iterator[AnyArray]:
+        """The same, compared before the last is given: who asks for so many elements does not ask for the end."""
+        crc, left = 0, math.prod(self.shape)
+        for block in blocks:
+            crc, left = checksum_of_elements([block], crc), left - block.size
+            if not left:
+                self._compare_elements(expected, crc)
+            yield block
 
     def _decoded_blocks(self, stream: Callable[[], Iterator[AnyArray]]) -> Iterator[AnyArray]:
         """Rows of elements that go by in columns: decoded once, into memory or a file without a name."""
@@ -425,6 +440,19 @@ class FileArray:
             fact = f"{self.where} is damaged: its bytes do not add up to their checksum"
             raise FormatError("read", fact, expected=f"CRC-32 {checksum.crc32:08x}", got=f"{got:08x}")
         checksum.is_proven = True
+
+    def _compare_elements(self, expected: int, got: int) -> None:
+        if got != expected:
+            fact = f"{self.where} is damaged: its elements do not add up to their checksum"
+            raise FormatError("read", fact, expected=f"CRC-32 {expected:08x}", got=f"{got:08x}")
+
+
+def checksum_of_elements(blocks: Iterable[AnyArray], crc: int = 0) -> int:
+    """The CRC-32 of elements in a row, in little-endian order, after those that have added up to ``crc``."""
+    for block in blocks:
+        little = np.ascontiguousarray(block.astype(block.dtype.newbyteorder("<"), copy=False))
+        crc = crc32(cast(Any, little.reshape(-1).view(np.uint8)), crc)
+    return int(crc)
 
 
 def _address(part: AnyArray) -> int:

@@ -100,6 +100,7 @@ def check_dtype(item: Item, suffix: str) -> None:
         raise UnsupportedDtypeError(
             "write", f"cannot write {item.name!r}: its elements have no bytes", dtype=str(item.dtype)
         )
+    descr_of(item.dtype)
     if not _can_be_named(item.dtype):
         raise UnsupportedDtypeError(
             "write",
@@ -143,7 +144,7 @@ def write_array(output: Output, item: Item) -> None:
 
 def header_of(item: Item) -> bytes:
     """The bytes before the elements."""
-    descr = _descr(_written_as(item.dtype))
+    descr = descr_of(_written_as(item.dtype))
     claims = {"descr": descr, "fortran_order": item.order == "F", "shape": item.shape}
     stream = io.BytesIO()
     try:
@@ -156,12 +157,22 @@ def header_of(item: Item) -> bytes:
     return stream.getvalue()
 
 
-def _descr(dtype: np.dtype[Any]) -> Any:
-    if not _has_metadata(dtype):
-        return np.lib.format.dtype_to_descr(dtype)
-    with own_filters():
-        warnings.simplefilter("ignore", UserWarning)  # metadata of a dtype is not kept
-        return np.lib.format.dtype_to_descr(dtype)
+def descr_of(dtype: np.dtype[Any]) -> Any:
+    """What NumPy's files call a dtype.
+
+    Raises:
+        UnsupportedDtypeError: Nothing: its fields are not in the order in which they lie, or share bytes.
+    """
+    try:
+        if not _has_metadata(dtype):
+            return np.lib.format.dtype_to_descr(dtype)
+        with own_filters():
+            warnings.simplefilter("ignore", UserWarning)  # metadata of a dtype is not kept
+            return np.lib.format.dtype_to_descr(dtype)
+    except ValueError:
+        fact = f"there is no name for {dtype}: its fields are not in the order in which they lie, or share bytes"
+        hint = "numpy.lib.recfunctions.repack_fields(array) has them one after the other"
+        raise UnsupportedDtypeError("write", fact, hint=hint, dtype=str(dtype)) from None
 
 
 def _has_metadata(dtype: np.dtype[Any]) -> bool:

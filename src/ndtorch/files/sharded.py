@@ -17,6 +17,7 @@ key            value
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -25,7 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from isal.isal_zlib import crc32
@@ -35,6 +36,7 @@ from .._errors import FormatError, NdtorchError
 from . import remote
 from .arrays import AnyArray, Checksum, FileArray, Packed, Stored
 from .joined import Joined
+from .npy import descr_of
 
 NAME = "index.json"
 VERSION = 1
@@ -73,6 +75,59 @@ class Index:
     checksums: dict[str, AnyArray]
     is_current: Callable[[], bool] = lambda: True
 
+    def claim(self, where: str, number: int) -> Claim:
+        """What it says of a shard of the folder that errors call ``where``."""
+        rows = int(self.starts[number + 1] - self.starts[number])
+        arrays = tuple((name, dtype, row) for name, (dtype, row) in self.arrays.items())
+        sums = tuple(int(self.checksums[name][number]) for name in self.arrays) if self.checksums else ()
+        return Claim(f"{where}/{self.names[number]}", int(self.nbytes[number]), rows, arrays, sums)
+
+
+class Claim(NamedTuple):
+    """What an index says of one shard; it can be pickled.
+
+    Attributes:
+        where: What errors call the shard.
+        nbytes: How long it is.
+        rows: How many rows it has.
+        arrays: Name, dtype and sizes of a row of each array.
+        checksums: Those of their elements; empty where they were not kept.
+    """
+
+    where: str
+    nbytes: int
+    rows: int
+    arrays: tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+    checksums: tuple[int, ...]
+
+    def check_nbytes(self, nbytes: int) -> None:
+        """Refuse a shard of another length."""
+        if nbytes != self.nbytes:
+            fact = f"{self.where!r} is not the shard that its index says"
+            raise FormatError("read", fact, expected=f"{self.nbytes} bytes", got=nbytes)
+
+    def proved(self, found: Iterable[FileArray]) -> dict[str, FileArray]:
+        """The arrays of the shard, which are compared with their checksums where they are read whole.
+
+        Raises:
+            FormatError: They are others.
+        """
+        wanted = {name: (dtype.newbyteorder("="), (self.rows, *row)) for name, dtype, row in self.arrays}
+        arrays = {array.name: array for array in found}
+        got = {name: (array.dtype.newbyteorder("="), array.shape) for name, array in arrays.items()}
+        if got != wanted:
+            fact = f"{self.where!r} is not the shard that its index says"
+            raise FormatError("read", fact, expected=_shown(wanted), got=_shown(got))
+        sums = itertools.zip_longest(wanted, self.checksums)
+        return {name: arrays[name] if crc is None else _with_checksum(arrays[name], crc) for name, crc in sums}
+
+
+def _with_checksum(array: FileArray, crc: int) -> FileArray:
+    layout = array.layout
+    if isinstance(layout, Stored) and array.order == "C" and array.nbytes:
+        return replace(array, layout=replace(layout, checksum=Checksum(layout.offset, array.nbytes, crc)))
+    return replace(array, layout=replace(layout, crc32=crc)) if isinstance(layout, Packed) else array
+
 
 # --- dtypes
 
@@ -87,7 +142,7 @@ def dtype_text(dtype: np.dtype[Any]) -> str:
     if row is not None:
         return row.name
     little = dtype.newbyteorder("<")
-    return little.str if dtype.names is None else json.dumps(np.lib.format.dtype_to_descr(little))
+    return little.str if dtype.names is None else json.dumps(descr_of(little))
 
 
 def dtype_of(text: str) -> np.dtype[Any]:
@@ -111,7 +166,12 @@ def dtype_of(text: str) -> np.dtype[Any]:
 def _descr(claim: Any) -> Any:
     if isinstance(claim, str):
         return claim
-    return [(str(field[0]), _descr(field[1]), *(tuple(map(int, each)) for each in field[2:3])) for field in claim]
+    return [(_field(field[0]), _descr(field[1]), *(tuple(map(int, each)) for each in field[2:3])) for field in claim]
+
+
+def _field(claim: Any) -> Any:
+    """The name of a field, with its title if it has one."""
+    return tuple(map(str, claim)) if isinstance(claim, list) else str(claim)
 
 
 # --- the index
@@ -294,61 +354,18 @@ class _Shards:
     def _checked(self, number: int) -> dict[str, FileArray]:
         index = self._index
         try:
-            found = {array.name: array for array in self._open_one(number)}
+            found = self._open_one(number)
         except (NdtorchError, OSError) as error:  # in the moment between two data sets a shard is not there
             self._check_is_current(error)
             raise
         self._check_is_current()
-        rows = int(index.starts[number + 1] - index.starts[number])
-        wanted = {name: (dtype, (rows, *row)) for name, (dtype, row) in index.arrays.items()}
-        got = {name: (array.dtype.newbyteorder("="), array.shape) for name, array in found.items()}
-        if got != {name: (dtype.newbyteorder("="), shape) for name, (dtype, shape) in wanted.items()}:
-            path = f"{self._where}/{index.names[number]}"
-            fact = f"{path!r} is not the shard that its index says"
-            raise FormatError("read", fact, expected=_shown(wanted), got=_shown(got))
-        return {name: self._with_checksum(number, found[name]) for name in wanted}
+        return index.claim(self._where, number).proved(found)
 
     def _check_is_current(self, cause: Exception | None = None) -> None:
         if not self._index.is_current():  # a conversion takes the index away before it changes a shard
             fact = f"{self._where!r} has other shards than when its {NAME} was read"
             hint = "nd.read or nd.Loader, called again, opens those that are there now"
             raise FormatError("read", fact, hint=hint) from cause
-
-    def _with_checksum(self, number: int, array: FileArray) -> FileArray:
-        column = self._index.checksums.get(array.name)
-        if column is None or not array.nbytes:
-            return array
-        crc, layout = int(column[number]), array.layout
-        if isinstance(layout, Stored) and array.order == "C":
-            return replace(array, layout=replace(layout, checksum=Checksum(layout.offset, array.nbytes, crc)))
-        if isinstance(layout, Packed):
-            return replace(array, layout=replace(layout, fill=_proving(array, layout, crc)))
-        return array
-
-
-def _proving(array: FileArray, layout: Packed, crc: int) -> Callable[[AnyArray], None]:
-    """What fills an array with all elements, and then compares them with their checksum."""
-
-    def fill(target: AnyArray) -> None:
-        if layout.fill is not None:
-            layout.fill(target)
-        else:
-            target[...] = layout.read(tuple(slice(0, n) for n in array.shape))
-        got = checksum_of_blocks([target])
-        if got != crc:
-            fact = f"{array.where} is damaged: its elements do not add up to their checksum"
-            raise FormatError("read", fact, expected=f"CRC-32 {crc:08x}", got=f"{got:08x}")
-
-    return fill
-
-
-def checksum_of_blocks(blocks: Iterable[AnyArray]) -> int:
-    """The CRC-32 of elements in a row, in little-endian order."""
-    crc = 0
-    for block in blocks:
-        little = np.ascontiguousarray(block.astype(block.dtype.newbyteorder("<"), copy=False))
-        crc = crc32(cast(Any, little.reshape(-1).view(np.uint8)), crc)
-    return int(crc)
 
 
 def _shown(arrays: dict[str, tuple[np.dtype[Any], tuple[int, ...]]]) -> str:

@@ -114,7 +114,12 @@ def output_of(file: SourceFile | Source, format: Format) -> str:
 
 
 def nbytes_as_written(format: Format, items: Sequence[Item]) -> int:
-    """How long the output of a source is, with what its format adds to small ones."""
+    """How long the output of a source is, with what its format adds to small ones.
+
+    Raises:
+        NdtorchError: The format cannot hold it.
+    """
+    format.writer.check(items)
     for item in () if format.is_of_one else items:
         checked(item.name)
     nbytes = sum(item.nbytes for item in items)

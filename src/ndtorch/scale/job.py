@@ -71,7 +71,9 @@ class Job:
 
     def ledger(self) -> Ledger:
         """What of it has been done before."""
-        return Ledger(self.place, self.request.output, SHARDS if self.request.is_of_shards else COPIES)
+        is_of_shards = self.request.is_of_shards
+        folder, schema = (SHARDS, self.schema) if is_of_shards else (COPIES, None)
+        return Ledger(self.place, self.request.output, folder, schema)
 
     def is_mine(self, unit: Unit) -> bool:
         """Whether a unit is this rank's."""
@@ -155,19 +157,21 @@ class _Run:
                 with suppress(Exception):
                     sweep_scratch(job.place.path)  # what workers that were killed have left there
                 raise
+        rows, is_whole = self._finish()
         return Summary(
             units=len(job.units),
             converted=self._converted,
             skipped=len(before),
             failed=len(self._failed),
             shards=self._shards,
-            rows=self._finish(),
+            rows=rows,
             nbytes_in=self._nbytes_in,
             nbytes_out=self._nbytes_out,
             seconds=time.monotonic() - begun,
             failures=tuple(self._failures),
             is_of_shards=request.is_of_shards,
             sources=self._sources,
+            is_whole=is_whole,
         )
 
     def _enter(self, done: Done) -> None:
@@ -192,8 +196,12 @@ class _Run:
         if self._progress is not None:
             self._progress(done)
 
-    def _finish(self) -> int:
-        """Write the index when all is done that can be, remove what is out of date, and give the number of rows."""
+    def _finish(self) -> tuple[int, bool]:
+        """Write the index when all is done that can be, and remove what is out of date.
+
+        Returns:
+            The number of rows, and whether no other rank has anything to do.
+        """
         job = self._job
         finished = self._ledger.done(job.units)
         missing = {unit.number for unit in job.units} - finished
@@ -201,7 +209,7 @@ class _Run:
         if missing - (self._failed if job.request.world_size == 1 else set()) or not finished:
             if self._plans is not None:
                 self._plans.finish()
-            return 0
+            return 0, missing <= self._failed
         self._lock.check()
         rows = 0
         if job.request.is_of_shards:
@@ -211,7 +219,7 @@ class _Run:
             self._ledger.tidy(job.units)
         if self._plans is not None:
             self._plans.forget()
-        return rows
+        return rows, True
 
 
 # --- before anything is written
@@ -295,12 +303,13 @@ def _check_apart(path: str, sources: Sequence[str]) -> None:
     """Refuse to write where sources lie."""
     if is_url(path):
         folder = path.rstrip("/") + "/"
-        inside = next((each for each in sources if each.startswith(folder)), None)
+        inside = next((each for each in sources if f"{each.rstrip('/')}/".startswith(folder)), None)
     else:
         folder, real = os.path.realpath(path) + os.sep, real_path()
-        inside = next((each for each in sources if not is_url(each) and real(each).startswith(folder)), None)
+        inside = next((each for each in sources if not is_url(each) and (real(each) + os.sep).startswith(folder)), None)
     if inside is not None:
-        fact = f"the source {shown(inside)!r} lies in the target {shown(path)!r}"
+        where = "is" if shown(inside).rstrip("/") == shown(path).rstrip("/") else "lies in"
+        fact = f"the source {shown(inside)!r} {where} the target {shown(path)!r}"
         raise FormatError("convert", fact, hint="name another folder for the outputs")
 
 

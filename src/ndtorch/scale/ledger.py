@@ -98,12 +98,20 @@ class Ledger:
         place: Where the outputs are.
         options: All that an output depends on beside its sources, as text.
         folder: Where in the place they are.
+        schema: Dtype and shape of the rows of all units; where it is not said, any will do.
     """
 
-    def __init__(self, place: Place, options: str, folder: str = FOLDER) -> None:
+    def __init__(
+        self,
+        place: Place,
+        options: str,
+        folder: str = FOLDER,
+        schema: dict[str, tuple[str, tuple[int, ...]]] | None = None,
+    ) -> None:
         self._place = place
         self._options = options
         self._folder = folder
+        self._schema = schema
         self._wanted: dict[int, str] = {}  # names that entries have to have
         self._read: dict[str, Entry] = {}
         self._entered: set[str] = set()  # by this run: their outputs are there
@@ -148,11 +156,17 @@ class Ledger:
         finished = {}
         with self._place.looking() as sizes:
             for name, entry in self._entries(names):
-                if entry is not None and (
-                    name in self._entered or all(sizes.of(each.name) == each.nbytes for each in entry.outputs)
+                if (
+                    entry is not None
+                    and self._is_wanted(entry)
+                    and (name in self._entered or all(sizes.of(each.name) == each.nbytes for each in entry.outputs))
                 ):
                     finished[entry.number] = bool(entry.failures)
         return finished
+
+    def _is_wanted(self, entry: Entry) -> bool:
+        """Whether its rows are those of the others: the first file, which says what they are, may have changed."""
+        return self._schema is None or not entry.outputs or entry.schema == self._schema
 
     def read(self, numbers: Iterable[int]) -> Iterator[Entry]:
         """Read what became of units that are done.
@@ -223,13 +237,16 @@ class Ledger:
         stale = [name for name in listed if name not in wanted]
         kept = {name.rpartition(".")[0] for name in listed if name in wanted}
         told = [name for name in stale if not (name.endswith(".new") and name.rpartition(".")[0] in kept)]
-        left = {each.name: each for _, entry in self._entries(told) if entry for each in entry.outputs}
+        left: dict[str, set[int]] = {}  # lengths that entries say of a name
+        for _, entry in self._entries(told):
+            for each in entry.outputs if entry else ():
+                left.setdefault(each.name, set()).add(each.nbytes)
         if left:
             for _, entry in self._entries([name for name in listed if name in wanted]):
                 for each in entry.outputs if entry else ():
                     left.pop(each.name, None)
         with self._place.looking() as sizes:
-            removed = [each.name for each in left.values() if sizes.of(each.name) == each.nbytes]
+            removed = [name for name, lengths in left.items() if sizes.of(name) in lengths]
         self._place.remove(removed)
         self._place.remove([f"{self._folder}/{name}" for name in stale])
         for name in stale:

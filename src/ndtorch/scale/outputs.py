@@ -16,12 +16,11 @@ from isal.isal_zlib import crc32
 from .._errors import FormatError
 from .._write import verify_written
 from ..files import Format, open_file
-from ..files.arrays import FileArray, Stored
+from ..files.arrays import FileArray, Stored, checksum_of_elements
 from ..files.atomic import move_folder, scratch_folder, sweep, sync_all, sync_folder
 from ..files.items import Item
 from ..files.output import Output as Stream
 from ..files.remote import RemoteStorage, is_url, member
-from ..files.sharded import checksum_of_blocks
 from ..files.storage import LocalStorage, Storage, checksum_of, join_checksums
 from ..files.summed import SummedOutput
 from ..files.upload import upload_files, upload_folder
@@ -254,7 +253,7 @@ def _of_elements(array: FileArray) -> int:
     """The CRC-32 of the elements of an array, row by row and little-endian."""
     if isinstance(array.layout, Stored) and array.order == "C":
         return checksum_of(array.layout.storage, array.layout.offset, array.nbytes)
-    return checksum_of_blocks(array.blocks("C"))
+    return checksum_of_elements(array.blocks("C"))
 
 
 def _of_files(path: Path) -> tuple[int, int]:

@@ -32,7 +32,7 @@ Schema = dict[str, tuple[str, tuple[int, ...]]]
 
 REFUSALS = (NdtorchError, OSError, MemoryError)
 
-_OF_THE_TARGET = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_OF_THE_TARGET = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 
 def is_of_target(error: BaseException) -> bool:
@@ -75,7 +75,7 @@ class Items:
 
     def __init__(self, casts: Casts) -> None:
         self._casts = casts
-        self._is_plain = casts == Casts()
+        self._is_plain = casts.asks_nothing
         self._targets: dict[np.dtype[Any], np.dtype[Any]] = {}
 
     def of_file(self, name: str, array: FileArray) -> Item:
@@ -110,9 +110,17 @@ def opened(file: SourceFile, reading: Reading, name: str | None = None, ahead: A
     else:
         content = _content(file) if file.nbytes <= _SMALL and not file.is_store else None
     storage = None if content is None else MemoryStorage(shown(file.path), content)
-    return open_file(
+    claim = file.claim
+    if claim is not None and claim.arrays:
+        name = claim.arrays[0][0]  # of a file that has no names itself
+    found = open_file(
         file.path, format=reading.source_format, name=name, storage=storage, missing_chunks=reading.missing_chunks
     )
+    if claim is None:
+        return found
+    if not file.is_store:
+        claim.check_nbytes(file.nbytes)
+    return ArrayFile(found.path, found.format, list(claim.proved(found.values()).values()))
 
 
 def _content(file: SourceFile) -> bytes | None:
@@ -337,6 +345,11 @@ def open_rows(files: Sequence[SourceFile], reading: Reading, schema: Schema, *, 
     return found
 
 
+def _is_plain(file: SourceFile) -> bool:
+    """Whether it is a file of this machine that nobody has said anything about."""
+    return file.claim is None and not is_url(file.path)
+
+
 def first_schema(files: Sequence[SourceFile], reading: Reading, *, skips: bool = False) -> Schema:
     """Dtype and shape of the rows of the first file, which those of the others have to have.
 
@@ -391,7 +404,7 @@ def equal_run(
         is_row: Whether each file is one row.
     """
     nbytes, array = files[at].nbytes, next(iter(arrays.values()), None)
-    if array is None or len(arrays) > 1 or nbytes > _SMALL or is_url(files[at].path):
+    if array is None or len(arrays) > 1 or nbytes > _SMALL or not _is_plain(files[at]):
         return None
     layout = array.layout
     if not isinstance(layout, Stored) or layout.checksum is not None or array.order != "C" or not array.nbytes:
@@ -399,7 +412,7 @@ def equal_run(
     if layout.storage.size != layout.offset + array.nbytes:
         return None
     most = range(at, min(len(files), at + max(_LOADED // array.nbytes, 1)))
-    alike = list(itertools.takewhile(lambda n: files[n].nbytes == nbytes and not is_url(files[n].path), most))
+    alike = list(itertools.takewhile(lambda n: _is_plain(files[n]) and files[n].nbytes == nbytes, most))
     if len(alike) < 2:
         return None
     read = np.empty((len(alike), *array.shape), array.dtype)

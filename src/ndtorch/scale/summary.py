@@ -29,6 +29,7 @@ class Summary:
         failures: Sources that were left out, and why.
         is_of_shards: Whether rows were regrouped; else each source has its output.
         sources: Sources that were converted now.
+        is_whole: Whether no other rank has a unit to do.
     """
 
     units: int
@@ -43,6 +44,7 @@ class Summary:
     failures: tuple[Failure, ...] = ()
     is_of_shards: bool = True
     sources: int = 0
+    is_whole: bool = True
 
     @property
     def status(self) -> Status:
@@ -69,7 +71,7 @@ class Summary:
             )
         if self.rows:
             lines.append(f"{self.rows:,} rows in the data set")
-        elif self.units > self.converted + self.skipped + self.failed:
+        if not self.is_whole:
             lines.append(("no index yet: " if self.is_of_shards else "") + "other ranks have units to do")
         if self.failures:
             lines.append(f"{_counted(len(self.failures), 'source')} left out")

@@ -8,12 +8,12 @@ the same units, wherever and by however many workers they are done. The order is
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import stat
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from .._errors import MissingFileError, NdtorchError
@@ -26,6 +26,7 @@ UNIT_FILES = 500
 _FEW = 8  # objects that are asked for one by one
 _AT_ONCE = 16  # requests
 _STORE = ".zarr"
+_UNKNOWN = "unknown"
 _STAMPS = ("ETag", "etag", "LastModified", "last_modified", "mtime", "created", "md5")
 
 
@@ -38,6 +39,7 @@ class SourceFile(NamedTuple):
         nbytes: How long it is.
         stamp: What changes when it changes: the time of its last change, or what its store says instead.
         is_store: Whether it is a folder of many files, such as a store of zarr.
+        claim: Of a shard what the index of its data set says of it.
     """
 
     path: str
@@ -45,6 +47,7 @@ class SourceFile(NamedTuple):
     nbytes: int
     stamp: str
     is_store: bool = False
+    claim: sharded.Claim | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class Unit:
 
     def key(self, options: str) -> str:
         """What it is to become, as a short text: the same only for the same files, unchanged, and the same options."""
-        files = "".join([f"\0{path}\0{name}\0{nbytes}\0{stamp}" for path, name, nbytes, stamp, _ in self.files])
+        files = "".join([f"\0{each.path}\0{each.name}\0{each.nbytes}\0{each.stamp}" for each in self.files])
+        files += "".join([f"\0{each.claim}" for each in self.files if each.claim is not None])
         return hashlib.blake2s((options + files).encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
 
 
@@ -91,26 +95,27 @@ def units_of(files: Iterable[SourceFile], *, nbytes: int = UNIT_NBYTES, count: i
 def source_files(sources: Sequence[Source], *, skips: bool = False) -> list[SourceFile]:
     """Measure the sources, sorted by name, so that the order in which they were found does not count.
 
-    A data set in shards counts as its shards.
+    A data set in shards counts as its shards, in the order of its index.
 
     Args:
         sources: What was found.
         skips: Whether a file of this machine that is not there, such as behind a link that leads nowhere, is listed
             all the same: who opens it says what is wrong.
     """
-    found: list[SourceFile] = []
+    found: list[tuple[Source, Sequence[SourceFile]]] = []
     folders: dict[str, list[Source]] = {}
     for source in sources:
         if is_url(source.path):
             folders.setdefault(source.path.removesuffix(source.name), []).append(source)
         else:
-            found += _measured_or_listed(source) if skips else _measured(source)
+            found.append((source, _measured(source, skips=skips)))
     few = [source for inside in folders.values() if len(inside) <= _FEW for source in inside]
     for root, inside in folders.items():
         found += _listed(root, inside) if len(inside) > _FEW else ()
     if few:
-        found += itertools.chain.from_iterable(several(_asked, few, [source.path for source in few], _AT_ONCE))
-    return sorted(found, key=lambda file: (file.name, file.path))
+        found += zip(few, several(_asked, few, [source.path for source in few], _AT_ONCE), strict=True)
+    found.sort(key=lambda one: (one[0].name, one[0].path))
+    return [file for _, files in found for file in files]
 
 
 def changed_files(files: Sequence[SourceFile]) -> list[SourceFile]:
@@ -125,7 +130,7 @@ def changed_files(files: Sequence[SourceFile]) -> list[SourceFile]:
 def _has_changed(file: SourceFile) -> bool:
     source = Source(file.path, file.name)
     try:
-        return (_asked(source) if is_url(file.path) else _measured(source)) != [file]
+        return (_asked(source) if is_url(file.path) else _measured(source)) != [file._replace(claim=None)]
     except (OSError, NdtorchError):
         return True
 
@@ -133,55 +138,55 @@ def _has_changed(file: SourceFile) -> bool:
 # --- on this machine
 
 
-def _measured_or_listed(source: Source) -> list[SourceFile]:
+def _measured(source: Source, *, skips: bool = False) -> list[SourceFile]:
     try:
-        return _measured(source)
-    except OSError as error:
-        if isinstance(error, NdtorchError):
+        found = os.stat(source.path)
+    except OSError:
+        if not skips:
             raise
-        return [SourceFile(source.path, source.name, 0, "unknown")]
-
-
-def _measured(source: Source) -> list[SourceFile]:
-    found = os.stat(source.path)
+        return [SourceFile(source.path, source.name, 0, _UNKNOWN)]
     if not stat.S_ISDIR(found.st_mode):
         return [SourceFile(source.path, source.name, found.st_size, str(found.st_mtime_ns))]
-    if sharded.local_index(source.path) is not None:
-        return [each for shard in _shards(source) for each in _measured(shard)]
-    entries = [os.stat(os.path.join(folder, name)) for folder, _, names in os.walk(source.path) for name in names]
-    newest = max((entry.st_mtime_ns for entry in entries), default=found.st_mtime_ns)
-    nbytes = sum(entry.st_size for entry in entries)
-    return [SourceFile(source.path, source.name, nbytes, f"{newest}-{len(entries)}", is_store=True)]
+    index = sharded.local_index(source.path)
+    if index is not None:
+        shards = _shards(source, index)
+        return [each._replace(claim=claim) for shard, claim in shards for each in _measured(shard, skips=skips)]
+    inside = []
+    for folder, _, names in os.walk(source.path):
+        for name in names:
+            entry = os.stat(os.path.join(folder, name))
+            inside.append((os.path.join(folder, name), entry.st_size, str(entry.st_mtime_ns)))
+    return [_store(source, inside)]
 
 
-def _shards(source: Source) -> list[Source]:
-    is_remote = is_url(source.path)
-    index = sharded.remote_index(source.path) if is_remote else sharded.local_index(source.path)
-    join = member if is_remote else os.path.join
-    return [Source(join(source.path, name), f"{source.name}/{name}") for name in (index.names if index else ())]
+def _shards(source: Source, index: sharded.Index) -> Iterator[tuple[Source, sharded.Claim]]:
+    """The shards of a data set, and what its index says of each."""
+    where, join = shown(source.path), member if is_url(source.path) else os.path.join
+    for number, name in enumerate(index.names):
+        yield Source(join(source.path, name), f"{source.name.rstrip('/')}/{name}"), index.claim(where, number)
+
+
+def _store(source: Source, inside: Iterable[tuple[str, int, str]]) -> SourceFile:
+    """A store of many files: their names, lengths and stamps."""
+    inside = sorted(inside)
+    stamp = hashlib.blake2s(repr(inside).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+    return SourceFile(source.path, source.name, sum(nbytes for _, nbytes, _ in inside), stamp, is_store=True)
 
 
 # --- behind URLs
 
 
-def _listed(root: str, sources: Sequence[Source]) -> Iterator[SourceFile]:
+def _listed(root: str, sources: Sequence[Source]) -> Iterator[tuple[Source, list[SourceFile]]]:
     """Facts of objects from one listing of the folder that they are in: a request for each might take days."""
     fs, path = located(root, "convert")
     with reported(root, "convert"):
         listed = fs.find(path, detail=True)
     start = len(path.rstrip("/")) + 1
-    facts = {name[start:]: _facts_of(each) for name, each in listed.items() if each.get("type") == "file"}
-    names = sorted(facts)
-    for source in sources:
-        name = source.name.rstrip("/")
-        if name in facts:
-            yield SourceFile(source.path, source.name, *facts[name])
-            continue
-        begin, end = bisect_left(names, f"{name}/"), bisect_left(names, f"{name}0")  # 0 comes after /
-        yield from _store(source, [(each, *facts[each]) for each in names[begin:end]])
+    facts = sorted((name[start:], *_facts_of(each)) for name, each in listed.items() if each.get("type") == "file")
+    yield from ((source, _found(source, facts)) for source in sources)
 
 
-def _asked(source: Source) -> Iterable[SourceFile]:
+def _asked(source: Source) -> list[SourceFile]:
     fs, path = located(source.path, "convert")
     with reported(source.path, "convert"):
         fs.invalidate_cache()
@@ -190,22 +195,29 @@ def _asked(source: Source) -> Iterable[SourceFile]:
             return [SourceFile(source.path, source.name, *_facts_of(facts))]
         start = len(path.rstrip("/")) - len(source.name.rstrip("/"))
         found = fs.find(path, detail=True)
-    return list(_store(source, sorted((name[start:], *_facts_of(each)) for name, each in found.items())))
+    return _found(source, sorted((name[start:], *_facts_of(each)) for name, each in found.items()))
 
 
-def _store(source: Source, inside: Sequence[tuple[str, int, str]]) -> Iterator[SourceFile]:
-    """A store of many objects, or the shards of a data set."""
-    if any(name == f"{source.name.rstrip('/')}/{sharded.NAME}" for name, _, _ in inside):
-        for shard in _shards(source):
-            yield from _asked(shard)
-        return
+def _found(source: Source, facts: Sequence[tuple[str, int, str]]) -> list[SourceFile]:
+    """An object, a store of many, or the shards of a data set, looked up in a sorted listing."""
+    name = source.name.rstrip("/")
+    begin, end = bisect_left(facts, (name,)), bisect_left(facts, (f"{name}0",))  # 0 comes after /
+    if begin < end and facts[begin][0] == name:
+        return [SourceFile(source.path, source.name, *facts[begin][1:])]
+    inside = facts[bisect_left(facts, (f"{name}/",)) : end]
     if not inside:
-        name = shown(source.path)
-        raise MissingFileError("convert", f"{name!r}: no such file", filename=name)
-    stamp = hashlib.blake2s(repr(inside).encode(), digest_size=8).hexdigest()
-    yield SourceFile(source.path, source.name, sum(nbytes for _, nbytes, _ in inside), stamp, is_store=True)
+        raise MissingFileError("convert", f"{shown(source.path)!r}: no such file", filename=shown(source.path))
+    at = bisect_left(inside, (f"{name}/{sharded.NAME}",))
+    is_set = at < len(inside) and inside[at][0] == f"{name}/{sharded.NAME}"
+    index = sharded.remote_index(source.path) if is_set else None
+    if index is None:
+        return [_store(source, inside)]
+    shards = _shards(source, index)
+    return [each._replace(claim=claim) for shard, claim in shards for each in _found(shard, inside)]
 
 
 def _facts_of(facts: Mapping[str, Any]) -> tuple[int, str]:
-    stamp = next((str(facts[key]) for key in _STAMPS if facts.get(key) is not None), "")
-    return int(facts.get("size") or 0), stamp
+    stamp = next((facts[key] for key in _STAMPS if facts.get(key) is not None), "")
+    if isinstance(stamp, datetime):  # of which some drivers give the seconds where they list
+        stamp = stamp.timestamp()
+    return int(facts.get("size") or 0), str(stamp)

@@ -14,6 +14,7 @@ from .._errors import FormatError
 from ..files import format_to_write
 from ..files.arrays import AnyArray, Order
 from ..files.items import Item
+from ..files.names import checked
 from ..files.remote import shown
 from ..files.sharded import dtype_of
 from .ledger import FOLDER, Entry, Failure, announce
@@ -76,10 +77,11 @@ class ShardWork:
         row_nbytes = sum(itemsize * int(np.prod(shape, dtype=object)) for itemsize, shape in sizes)
         step = max(self.shard_nbytes // row_nbytes if row_nbytes else starts[-1], 1)
         written = []
+        width = max(3, len(str(starts[-1] // step)))
         for part, start in enumerate(range(0, starts[-1], step)):
             stop = min(start + step, starts[-1])
             items = [_joined(name, rows, starts, start, stop) for name in self.schema]
-            name = f"{unit.number:06d}-{part:03d}{format.suffixes[0]}"
+            name = f"{unit.number:06d}-{part:0{width}d}{format.suffixes[0]}"
             written.append(scratch.write(name, format, items, rows=stop - start, verify=self.verify))
         return written
 
@@ -173,6 +175,8 @@ def check_output(schema: Schema, format: str) -> None:
     Raises:
         NdtorchError: Such as several arrays in one ``.npy`` file.
     """
+    for name in schema:
+        checked(name)
     items = [
         Item(name, dtype_of(dtype), (1, *shape), "C", lambda order: iter(())) for name, (dtype, shape) in schema.items()
     ]
