@@ -79,7 +79,8 @@ def refusal(error: NdtorchError | None) -> NdtorchError:
     assert error is not None
     hint = error.hint or ""
     if "masked=" in hint:
-        hint = "to_torch(data, masked='nan') makes missing values NaN, array.filled(value) fills them"
+        hint = "to_torch(data, masked='nan') makes missing values NaN"
+        hint += f", {error.remedy}" if error.facts.get("remedy") else ""
     elif re.match(r"\w+=", hint):
         hint = f"give what to_torch makes of it, where {hint}"
     return error.renamed(SUBJECT, hint=hint or None)
