@@ -19,7 +19,7 @@ from ..foreign import Memory, Parts, Unread
 from .columns import Allocate, AnyArray, Column, MemoryColumn, PickedColumn, Pictures, WatchedColumn
 from .orders import Rows
 from .parts import SUBJECT, Sources, combined, single
-from .pictures import pictures_of
+from .pictures import hint_at, pictures_of
 from .wishes import Wishes
 
 _NUMBERS = ("number", "time", "bytes", "text")  # forms that are numbers to torch
@@ -145,6 +145,10 @@ def form_of(
     wish = wishes.image_at(path) if is_numbers else None
     pictures = None if wish is None else pictures_of(dtype, shape, wish)
     if pictures is None:
+        if wish is not None:
+            is_tensor = wishes.leaves.get(path, "").endswith("(torch)")
+            pixels = f"data{path}.movedim(1, -1)" if is_tensor else f"numpy.moveaxis(data{path}, 1, -1)"
+            wishes.is_no_picture(hint_at(path, dtype, shape, pixels))
         return Form(wishes.row_of(own), None)
     wishes.is_picture()
     return Form(pictures.row, pictures)

@@ -26,7 +26,7 @@ from .arrays import array_sources, refusal, tensor_sources
 from .columns import Allocate, AnyArray, Column
 from .orders import Rows
 from .parts import SUBJECT, Sources, combined, single
-from .pictures import PictureListColumn, looks_like_pictures
+from .pictures import PictureListColumn, hint_at, looks_like_pictures
 from .ragged import ListColumn, RaggedColumn
 from .reading import Readers
 from .wishes import Wishes
@@ -240,6 +240,9 @@ def _arrays_sources(samples: list[Any], wishes: Wishes, path: str) -> Sources:
             _check_modes(samples)
             readers = Readers(arrays, path, samples if are_pillow else None)
             return single(PictureListColumn(readers, wish), path)
+        are_tensors = isinstance(samples[0], torch.Tensor)
+        pixels = "image.movedim(0, -1)" if are_tensors else "numpy.moveaxis(image, 0, -1)"
+        wishes.is_no_picture(hint_at(path, arrays[0].dtype, arrays[0].shape, f"{pixels} of each"))
     dtypes = {array.dtype for array in arrays}
     rows = [row for row in map(from_numpy_dtype, dtypes) if row is not None]
     kinds = 0
