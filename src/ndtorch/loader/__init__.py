@@ -116,7 +116,8 @@ class Loader:
         FormatError: A file is not what it claims to be.
 
     Warns:
-        UserWarning: A random order would decode a chunk of a file for almost every row.
+        UserWarning: A random order would decode a chunk of a file for almost every row; or a folder is columns by the
+            file, of which there are more than rows, all alike, so that each file is more likely a sample.
 
     >>> import numpy as np, ndtorch as nd
     >>> data = {"x": np.arange(10.0).reshape(5, 2), "y": np.arange(5)}
