@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from .._errors import UnsupportedTypeError
 from .agreement import agreement_of
 from .batches import Batches
-from .checks import exclude, seed_of, switch, whole_number
+from .checks import exclude, named_options, seed_of, switch, whole_number
 from .dealing import Batched, Dealing, Steps
 from .epoch import Beginning, Epoch
 from .file_columns import warn_of_scattered
@@ -72,7 +73,9 @@ class Loader:
         sampler: An iterable of row numbers in the order of an epoch, as those of ``torch.utils.data``: it is iterated
             to its end for every epoch, with the global generators seeded by ``seed`` and the epoch, and is told the
             epoch where it has ``set_epoch``. It gives the part of this process alone. A list, an array or an iterator
-            is read once, and what it holds is dealt to all ranks. Negative numbers count from the end.
+            is read once, is the order of every epoch, and what it holds is dealt to all ranks;
+            ``torch.utils.data.SubsetRandomSampler(rows)`` takes the same rows in an order of their own for every epoch.
+            Negative numbers count from the end.
         batch_sampler: The same of lists of row numbers, one for each batch, of any lengths.
         drop_last: Whether a last batch that would be smaller is left out.
         rank: Which of ``world_size`` processes this is: each gets a part of its own of every step, all take the same
@@ -114,6 +117,7 @@ class Loader:
         InvalidOptionError: An option has no such value, or two exclude each other; as a loop begins, processes differ.
         UnsupportedTypeError: The data has no rows, or is packed as one piece that memory has no room for.
         FormatError: A file is not what it claims to be.
+        TypeError: An option has no such name; says what to write in the place of those of a ``DataLoader``.
 
     Warns:
         UserWarning: A random order would decode a chunk of a file for almost every row; or a folder is columns by the
@@ -128,6 +132,7 @@ class Loader:
     <Loader: 5 rows in batches of 2, sequential, seed 0, epoch 1>
     """
 
+    @named_options
     def __init__(
         self,
         data: Any,
@@ -161,7 +166,7 @@ class Loader:
             stretch=max(column.stretch for column in columns),
         )
         if shuffle is True or weights is not None:
-            warn_of_scattered(columns, stacklevel=3)
+            warn_of_scattered(columns, stacklevel=4)
         self._progress = Progress(self._ordering, seed_of(seed))
         self.drop_last = switch("drop_last", drop_last)
         size = whole_number("batch_size", batch_size, least=1)
@@ -181,7 +186,16 @@ class Loader:
         order = self._ordering.facts()["order"]
         rank = f", rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
         size = "" if self.batch_size is None else f" in batches of {self.batch_size}"
-        return f"<Loader: {self._sources.length} rows{size}, {order}, seed {self.seed}, epoch {self.epoch}{rank}>"
+        return f"<Loader: {self._counts()}{size}, {order}, seed {self.seed}, epoch {self.epoch}{rank}>"
+
+    def _counts(self) -> str:
+        """How many rows there are; where an epoch has another number of samples, as far as that is known, both."""
+        rows = self._sources.length
+        try:
+            samples = rows if self.batch_size is None else self._ordering.length
+        except UnsupportedTypeError:  # a sampler does not say
+            samples = rows
+        return f"{rows} rows" if samples == rows else f"{samples} samples of {rows} rows"
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same for every rank.

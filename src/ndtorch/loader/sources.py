@@ -83,7 +83,7 @@ def _warn_of_samples(wishes: Wishes, sources: Sources, data: Any) -> None:
             "ndtorch.read(folder).values() takes each file for one sample, dict(ndtorch.read(folder)) says that they "
             "are columns"
         )
-        warnings.warn(message, UserWarning, stacklevel=4)
+        warnings.warn(message, UserWarning, stacklevel=5)
 
 
 def _sources_at(data: Any, wishes: Wishes, path: str) -> Sources:
