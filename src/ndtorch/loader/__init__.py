@@ -57,8 +57,9 @@ class Loader:
             which each array is a sample; a list of samples; or a map-style ``Dataset``. All of one length n. Inside a
             structure only a ``pathlib.Path`` is a path. Records and tables give dicts of their columns. A tuple is a
             structure, a list is rows: numbers, texts, pictures, arrays, or samples that are dicts or tuples of these.
-            Arrays of several shapes and ragged rows come as lists of tensors, texts as lists. Rows of a tensor come
-            without their gradients.
+            Arrays of several shapes and ragged rows come as lists of tensors, texts as lists; text and bytes of a NumPy
+            array are numbers, as `to_torch` has them, its code points, and ``array.tolist()`` keeps them. Rows of a
+            tensor come without their gradients.
         batch_size: Samples of a batch, of each rank.
         shuffle: True takes the rows in random order. ``"window"`` cuts them into blocks that lie together, takes the
             blocks in random order and shuffles the rows within every ``window`` places of that, for files that are
