@@ -262,11 +262,11 @@ def test_planes_of_floats_are_planes_already() -> None:
 
 
 def test_hint_at_floats_names_the_leaf_that_has_the_shape_of_pictures() -> None:
-    data = {"y": LABELS, "x": COLOUR / 255}
-    with pytest.raises(nd.InvalidOptionError, match=r"Hint: image=\{'x': True\} takes that leaf for pictures"):
+    data = (LABELS, COLOUR / 255)
+    with pytest.raises(nd.InvalidOptionError, match=r"Hint: image=\{1: True\} takes that leaf for pictures"):
         nd.Loader(data, 7, image=True)
-    (batch,) = nd.Loader(data, 7, image={"x": True})
-    assert_same(batch["x"], nd.image_to_torch(COLOUR / 255))
+    (batch,) = nd.Loader(data, 7, image={1: True})
+    assert_same(batch[1], nd.image_to_torch(COLOUR / 255))
 
 
 def test_what_has_no_shape_of_pictures_gets_no_hint() -> None:
