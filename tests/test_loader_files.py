@@ -306,6 +306,40 @@ def test_a_list_of_paths_is_told_how_its_files_are_samples(tmp_path):
     assert_same(batch, torch.from_numpy(X[:3]))
 
 
+@pytest.mark.parametrize("place", ["", "[0]", "['x']"])
+def test_a_folder_of_another_length_than_the_labels_is_told_how_its_files_are_samples(place, tmp_path):
+    folder = nd.read(write_samples(tmp_path / "samples", list(X[:20])))
+    data = {"": {**folder, "labels": Y[:20]}, "[0]": (folder, Y[:20]), "['x']": {"x": folder, "y": Y[:20]}}[place]
+    with pytest.raises(ShapeMismatchError, match=r"has 20 rows and data.*\['0000'\] has 5") as caught:
+        nd.Loader(data, 4)
+    hinted = caught.value.hint == "ndtorch.read(folder).values() takes files as samples"
+    assert hinted == bool(place)  # a dict of arrays is no folder any more
+    ((x, y),) = nd.Loader((folder.values(), Y[:20]), 20)
+    assert_same(x, tensor_holding(X[:20]))
+    assert_same(y, tensor_holding(Y[:20]))
+
+
+@pytest.mark.parametrize("data", [lambda folder: folder, nd.read, lambda folder: (nd.read(folder), Y[:5])])
+def test_more_files_alike_than_they_have_rows_are_warned_of_as_samples(data, tmp_path):
+    folder = write_samples(tmp_path / "samples", list(X[:33]))
+    with pytest.warns(UserWarning, match=r"33 files .* each uint8\[5,7\]\(file\), are .* columns of 5 rows") as caught:
+        nd.Loader(data(folder), 4)
+    assert "ndtorch.read(folder).values() takes each file for one sample" in str(caught[0].message)
+    assert caught[0].filename == __file__
+
+
+def test_files_that_may_be_columns_are_not_warned_of(tmp_path):
+    folder = write_samples(tmp_path / "few", list(X[:32]))
+    assert len(nd.Loader(folder, 5)) == 1
+    more = write_samples(tmp_path / "more", list(X[:33]))
+    assert len(nd.Loader(dict(nd.read(more)), 5)) == 1  # as the warning has it
+    assert len(nd.Loader(nd.read(more).values(), 33)) == 1
+    long = write_samples(tmp_path / "long", [np.arange(33)] * 33)
+    assert len(nd.Loader(long, 33)) == 1
+    other = write_samples(tmp_path / "other", [*X[:32], *[np.zeros((5, 2))] * 2])
+    assert len(nd.Loader(other, 5)) == 1
+
+
 def test_a_sample_that_is_missing_is_an_error_that_says_which(tmp_path):
     folder = write_samples(tmp_path / "samples", list(X[:20]))
     loader = nd.Loader(nd.read(folder).values(), 8, threads=0)

@@ -5,6 +5,7 @@ Statistics are of fixed seeds, so that they are the same on every run; each thre
 
 from __future__ import annotations
 
+import inspect
 import resource
 from collections import Counter
 from itertools import pairwise
@@ -18,6 +19,7 @@ from torch.utils.data import WeightedRandomSampler
 
 import ndtorch as nd
 from ndtorch import _native
+from ndtorch.loader.checks import OF_DATALOADER
 from ndtorch.loader.draws import weighted
 from ndtorch.loader.orders import Order, Shuffled, key_of
 from ndtorch.loader.windows import Windowed, block_of, default_window
@@ -408,6 +410,35 @@ def test_any_seed_that_torch_takes_is_taken(seed: int) -> None:
 def test_options_that_exclude_each_other_are_both_named(options: dict[str, object], fact: str) -> None:
     with pytest.raises(nd.InvalidOptionError, match=fact):
         nd.Loader(np.arange(3), **options)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "hint"),
+    [
+        ("num_workers", 3, r"threads=3\."),
+        ("num_workers", None, r"threads=4\."),
+        ("pin_memory", True, "leave it away: device='cuda' "),
+        ("dtype", "float32", "float_dtype='float32' casts floats, image=True makes planes"),
+        ("prefetch_factor", 2, r"prefetch=2\."),
+        ("persistent_workers", True, "leave it away: threads"),
+        ("generator", torch.Generator(), r"seed=0\."),
+        ("batchsize", 32, r"batch_size=\."),
+        ("dataset", [1], r"data=\."),
+        ("colour", 1, "one of data, batch_size, shuffle, .*, threads, prefetch"),
+    ],
+)
+def test_a_name_that_is_no_option_is_told_what_to_write_instead(option: str, value: object, hint: str) -> None:
+    with pytest.raises(TypeError, match=rf"^Loader: {option}= is no option of a loader\. Hint: {hint}"):
+        nd.Loader(np.arange(3), **{option: value})
+
+
+def test_options_of_a_dataloader_have_hints_only_where_a_loader_has_not_the_same() -> None:
+    of_torch = set(inspect.signature(torch.utils.data.DataLoader).parameters) - {"dataset"}
+    own = inspect.signature(nd.Loader).parameters
+    assert own["threads"].kind is inspect.Parameter.KEYWORD_ONLY
+    assert "options" not in own
+    assert of_torch - set(own) <= set(OF_DATALOADER)
+    assert not set(OF_DATALOADER) & set(own)
 
 
 def test_an_epoch_is_a_number_of_at_least_0() -> None:

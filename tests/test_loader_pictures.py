@@ -11,12 +11,26 @@ import numpy as np
 import pytest
 import torch
 from comparison import assert_same
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 import ndtorch as nd
 
 RNG = np.random.default_rng(7)
 COLOUR = RNG.integers(0, 256, (7, 5, 6, 3), np.uint8)
+
+
+LABELS = np.arange(7)
+
+
+class Photos(Dataset):
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self.images[index]
 
 
 def batches(data: Any, batch_size: int = 3, **options: Any) -> list[Any]:
@@ -117,10 +131,10 @@ def test_image_by_leaf_names_pictures_and_floating_ones_too() -> None:
 
 REFUSED: dict[str, tuple[Any, Any, type[Exception], str]] = {
     "no pictures": (
-        {"x": np.ones((3, 4)), "y": [1, 2, 3]},
+        {"x": np.ones((3, 4, 5)), "y": [1, 2, 3]},
         True,
         nd.InvalidOptionError,
-        r"no pictures.*data\['x'\] f64\[3,4\]\(numpy\), data\['y'\] i64\[3\].*image=\{'x': True\}",
+        r"no pictures.*data\['x'\] f64\[3,4,5\]\(numpy\), data\['y'\] i64\[3\].*image=\{'x': True\}",
     ),
     "no option": (COLOUR, {"meen": 1}, nd.InvalidOptionError, "no option 'meen'.*some of dtype, scale, mean, std"),
     "one option more": (COLOUR, {"mean": 1, "stdd": 2}, nd.InvalidOptionError, "no option 'stdd'.*some of dtype"),
@@ -212,3 +226,50 @@ def test_broken_picture_says_which_row_it_is(image: Any) -> None:
     with pytest.raises(OSError, match="truncated") as caught:
         next(loop)
     assert "at row 5 of data['x']" in caught.value.__notes__
+
+
+# ---- what is no picture by the look of it ----
+
+PLANES = np.ascontiguousarray(np.moveaxis(COLOUR, -1, 1))
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("place", ["", "[0]", "['x']"])
+def test_hint_at_planes_is_the_call_that_makes_pixels_of_them(kind: Callable[..., Any], place: str) -> None:
+    data: Any = {"": kind(PLANES), "[0]": (kind(PLANES), LABELS), "['x']": {"x": kind(PLANES), "y": LABELS}}[place]
+    with pytest.raises(nd.InvalidOptionError, match=r"image= has no pictures.*looks like planes") as caught:
+        nd.Loader(data, 7, image=True)
+    call = caught.value.hint.split("looks like planes: ")[1].split(", a transpose")[0]
+    (batch,) = nd.Loader(eval(call, {"data": data, "numpy": np}), 7, image=True)
+    assert_same(batch, nd.image_to_torch(COLOUR))
+
+
+@pytest.mark.parametrize("kind", [list, lambda planes: list(torch.from_numpy(planes)), lambda planes: Photos(planes)])
+def test_hint_at_planes_one_by_one_is_the_call_for_each(kind: Callable[..., Any]) -> None:
+    with pytest.raises(nd.InvalidOptionError, match=r"image= .*looks like planes: .*of each|in each sample") as caught:
+        list(nd.Loader(kind(PLANES), 7, image=True))
+    call = caught.value.hint.split("looks like planes: ")[1].rsplit(", a transpose")[0].rpartition(")")[0] + ")"
+    images = kind(PLANES)
+    pixels = [eval(call, {"image": images[i], "numpy": np}) for i in range(len(images))]
+    (batch,) = nd.Loader(pixels, 7, image=True)
+    assert_same(batch, nd.image_to_torch(COLOUR))
+
+
+def test_planes_of_floats_are_planes_already() -> None:
+    planes = PLANES.astype("float32")
+    with pytest.raises(nd.InvalidOptionError, match=r"data\['x'\] looks like planes already: leave image= away"):
+        nd.Loader({"x": planes, "y": LABELS}, 7, image=True)
+
+
+def test_hint_at_floats_names_the_leaf_that_has_the_shape_of_pictures() -> None:
+    data = (LABELS, COLOUR / 255)
+    with pytest.raises(nd.InvalidOptionError, match=r"Hint: image=\{1: True\} takes that leaf for pictures"):
+        nd.Loader(data, 7, image=True)
+    (batch,) = nd.Loader(data, 7, image={1: True})
+    assert_same(batch[1], nd.image_to_torch(COLOUR / 255))
+
+
+def test_what_has_no_shape_of_pictures_gets_no_hint() -> None:
+    with pytest.raises(nd.InvalidOptionError, match="image= has no pictures") as caught:
+        nd.Loader((LABELS, COLOUR[None].repeat(7, 0)), 7, image=True)
+    assert caught.value.hint is None

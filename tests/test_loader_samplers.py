@@ -67,6 +67,35 @@ def epochs(loader: nd.Loader, count: int = 2) -> list[list[int]]:
 # ---- lists of numbers ----
 
 
+def test_a_list_is_the_order_of_every_epoch_and_the_hint_at_shuffle_draws_a_new_one() -> None:
+    rows = np.array([3, 1, 4, 15, 9, 26])
+    assert epochs(nd.Loader(ROWS, 4, sampler=rows)) == [rows.tolist()] * 2
+    with pytest.raises(
+        nd.InvalidOptionError, match=r"sampler= and shuffle= were both given\. Hint: sampler="
+    ) as caught:
+        nd.Loader(ROWS, 4, sampler=rows, shuffle=True)
+    call = caught.value.hint.removeprefix("sampler=").split(" ")[0]
+    first, second = epochs(nd.Loader(ROWS, 4, sampler=eval(call, {"torch": torch, "rows": rows})))
+    assert sorted(first) == sorted(second) == sorted(rows)
+    assert first != second
+    with pytest.raises(nd.InvalidOptionError, match="a sampler is all of the order"):
+        nd.Loader(ROWS, 4, sampler=RandomSampler(ROWS), shuffle=True)
+
+
+def test_a_loader_says_how_many_samples_and_of_how_many_rows() -> None:
+    for numbers in ([1, 2, 3], SubsetRandomSampler([1, 2, 3])):
+        assert repr(nd.Loader(ROWS, 2, sampler=numbers)).startswith(f"<Loader: 3 samples of {N} rows in batches of 2, ")
+    weighted = nd.Loader(ROWS, 2, weights=ROWS + 1.0, num_samples=2 * N)
+    assert repr(weighted).startswith(f"<Loader: {2 * N} samples of {N} rows in batches of 2, ")
+    for sampler in (range(N), Unsized()):
+        assert repr(nd.Loader(ROWS, 2, sampler=sampler)).startswith(f"<Loader: {N} rows in batches of 2, ")
+
+
+class Unsized:
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, 2, 3])
+
+
 @pytest.mark.parametrize(
     "numbers",
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import gc
 import os
+import re
 import sys
 import weakref
 from collections.abc import Callable
@@ -519,3 +520,48 @@ def test_a_loader_says_what_it_is():
     assert repr(loader) == "<Loader: 5 rows in batches of 2, sequential, seed 0, epoch 1, rank 1 of 2>"
     batches = [[0, 1], [2, 3, 4]]
     assert repr(nd.Loader(np.arange(5), batch_sampler=batches)).startswith("<Loader: 5 rows, ")
+
+
+# ---- objects of several kinds ----
+
+OBJECTS: dict[str, tuple[Any, Any]] = {
+    "texts and None": (["a", None], ["a", ""]),
+    "texts and NaN": (["a", float("nan"), None], ["a", "", ""]),
+    "numbers and None": ([1, 2.5, None], torch.tensor([1.0, 2.5, torch.nan], dtype=torch.float64)),
+    "texts and numbers": (["a", 1], ["a", "1"]),
+    "rows of numbers and None": ([[1, 2], [3, None]], torch.tensor([[1.0, 2.0], [3.0, torch.nan]]).double()),
+    "rows of texts": ([["a", "b"], ["c", "d"]], [["a", "c"], ["b", "d"]]),
+    "rows of texts and None": ([["a", "b"], ["c", None]], [["a", "c"], ["b", ""]]),
+    "rows of texts and numbers": ([["a", 1], ["c", 2]], (["a", "c"], torch.tensor([1, 2]))),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+@pytest.mark.parametrize("place", ["", "['x']"])
+def test_hint_at_objects_of_several_kinds_is_a_call_that_works(name: str, place: str) -> None:
+    source, expected = OBJECTS[name]
+    array = np.array(source, dtype=object)
+    data = {"x": array} if place else array
+    with pytest.raises(nd.NdtorchError, match=r"^Loader: ") as caught:
+        nd.Loader(data, 3)
+    call = re.split(" keeps | makes | takes ", caught.value.hint)[0]
+    assert f"data{place}" in call
+    (batch,) = nd.Loader(eval(call, {"data": data, "numpy": np}), 3)
+    assert_same(batch, expected)
+
+
+def test_hint_at_a_list_of_several_kinds_is_a_call_that_works() -> None:
+    for name in ("texts and None", "numbers and None", "texts and numbers"):
+        data, expected = OBJECTS[name]
+        with pytest.raises(nd.ShapeMismatchError, match=r"sample . has another kind than sample 0") as caught:
+            nd.Loader(data, 3)
+        call = re.split(" keeps | makes ", caught.value.hint)[0]
+        (batch,) = nd.Loader(eval(call, {"data": data, "numpy": np}), 3)
+        assert_same(batch, expected)
+
+
+def test_text_of_numpy_is_code_points_and_a_list_of_it_stays_text() -> None:
+    names = np.array(["n1", "n22"])
+    ((points, kept),) = nd.Loader((names, names.tolist()), 2)
+    assert_same(points, nd.to_torch(names))
+    assert kept == ["n1", "n22"]

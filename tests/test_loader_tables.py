@@ -144,3 +144,68 @@ def test_columns_of_several_lengths_name_both() -> None:
     source = library("xarray").Dataset({"x": ("n", X), "y": ("m", Y[:3])})
     with pytest.raises(nd.ShapeMismatchError, match=r"data\['d'\]\['y'\] has 3 rows and data\['d'\]\['x'\] has 5"):
         nd.Loader({"d": source})
+
+
+MISSING = {
+    "Int64": lambda pd: pd.array([31, None], dtype="Int64"),
+    "period": lambda pd: pd.PeriodIndex(["2020", None], freq="D").array,
+    "categories": lambda pd: pd.Categorical(["a", None]),
+}
+
+
+@pytest.mark.parametrize("name", MISSING)
+@pytest.mark.parametrize("holder", ["frame", "series", "index", "array"])
+def test_hint_at_missing_values_of_pandas_is_a_call_that_works(name: str, holder: str) -> None:
+    pd = library("pandas")
+    array = MISSING[name](pd)
+    made = {"frame": lambda: pd.DataFrame({"age": array}), "series": lambda: pd.Series(array), "array": lambda: array}
+    source = made.get(holder, lambda: pd.Index(array))()
+    with pytest.raises(nd.UnsupportedTypeError, match="1 of its 2 values is missing") as caught:
+        nd.Loader(source)
+    assert caught.value.hint.startswith("to_torch(data, masked='nan') makes missing values NaN, ")
+    call = caught.value.hint.split(", ")[-1].split(" ")[0]
+    assert call.startswith("frame['age']." if holder == "frame" else f"{holder}.")
+    value = 7 if name == "Int64" else pd.Period("2021", freq="D")
+    (batch,) = nd.Loader(eval(call, {holder: source, "value": value}), 2)
+    expected = {"Int64": [31, 7], "period": [18262, 18628], "categories": [0, -1]}[name]
+    assert batch.tolist() == expected
+
+
+def test_hints_at_missing_values_are_those_of_their_library() -> None:
+    for name, make in (("polars", "Series"), ("pyarrow", "array")):
+        source = getattr(library(name), make)([31, None])
+        with pytest.raises(nd.UnsupportedTypeError) as caught:
+            nd.Loader(source)
+        call = caught.value.hint.split(", ")[-1].removesuffix(" fills them")
+        (batch,) = nd.Loader(eval(call, {"series": source, "source": source, "value": 7}), 2)
+        assert batch.tolist() == [31, 7]
+
+
+@pytest.mark.parametrize("texts", [["n1", "n22"], ["n1", None]])
+@pytest.mark.parametrize("holder", ["frame", "series", "index", "array"])
+def test_hint_at_text_of_pandas_is_first_of_all_the_call_that_keeps_it(texts: list[str], holder: str) -> None:
+    pd = library("pandas")
+    column = pd.Series(texts, dtype="string")
+    source = {"frame": pd.DataFrame({"name": column}), "series": column, "index": pd.Index(column)}.get(holder)
+    source = column.array if source is None else source
+    with pytest.raises(nd.UnsupportedTypeError, match="text of varying length") as caught:
+        nd.Loader(source)
+    call = caught.value.hint.split(" keeps text")[0]
+    (batch,) = nd.Loader((eval(call, {holder: source}), np.arange(2)), 2)
+    assert batch[0] == [text or "" for text in texts]
+
+
+def test_hint_at_text_of_an_index_of_levels_gives_a_value_for_each_row() -> None:
+    index = library("pandas").MultiIndex.from_product([["a", "b"], [1, 2]])
+    with pytest.raises(nd.UnsupportedTypeError, match="text of varying length") as caught:
+        nd.Loader(index)
+    assert eval(caught.value.hint.split(" keeps text")[0], {"index": index}) == ["a", "a", "b", "b"]
+
+
+@pytest.mark.parametrize(("name", "make"), [("polars", "Series"), ("pyarrow", "array")])
+def test_hint_at_text_of_columns_is_first_of_all_the_call_that_keeps_it(name: str, make: str) -> None:
+    source = getattr(library(name), make)(["a", "bb"])
+    with pytest.raises(nd.UnsupportedTypeError, match="text of varying length") as caught:
+        nd.Loader(source)
+    call = caught.value.hint.split(" keeps text")[0]
+    assert list(nd.Loader(eval(call, {"series": source, "source": source}), 2)) == [["a", "bb"]]

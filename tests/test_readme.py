@@ -29,6 +29,36 @@ def test_readme_examples_run() -> None:
     assert result.failed == 0
 
 
+def test_first_snippet_about_training_runs_as_it_is_printed() -> None:
+    import numpy as np
+    import torch
+
+    import ndtorch as nd
+
+    snippet = README.read_text().partition("## Train\n")[2].partition("```python\n")[2].partition("```")[0]
+    names = {"np": np, "torch": torch, "nd": nd}
+    exec(snippet, names)
+    assert names["loader"].epoch == 10
+    assert names["loss"].item() < 3
+
+
+def test_readme_split_takes_every_row_once_and_trains_in_a_new_order() -> None:
+    import numpy as np
+    import torch
+
+    import ndtorch as nd
+
+    row = README.read_text().partition("| train on some rows, hold out others | ")[2].partition("\n")[0]
+    split, *samplers = re.findall("`(.*?)`", row)
+    names = {"np": np, "torch": torch, "nd": nd, "n": 100}
+    exec(split, names)
+    train, held_out = (eval(f"nd.Loader(np.arange(n), n, {sampler})", names) for sampler in samplers)
+    (first,), (second,), (others,) = train, train, held_out
+    assert not torch.equal(first, second)
+    assert (len(first), len(others)) == (80, 20)
+    assert sorted([*first.tolist(), *others.tolist()]) == list(range(100))
+
+
 def test_readme_error_messages_are_the_real_ones() -> None:
     import numpy as np
     import pytest

@@ -129,7 +129,7 @@ class UnsupportedTypeError(NdtorchError, TypeError):
     ...     nd.to_torch(np.ma.masked_equal([1, 9], 9))
     ... except nd.UnsupportedTypeError as error:
     ...     error.hint
-    "masked='split' gives Masked(data, mask), array.filled(value) fills it"
+    "masked='split' gives Masked(data, mask), array.filled(value) fills them"
     """
 
 

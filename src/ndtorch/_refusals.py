@@ -39,9 +39,10 @@ def why_refused(spec: Spec, options: Options) -> NdtorchError | None:
         )
     if spec.form == "masked":
         fact = f"cannot convert {spec}: a tensor has no mask" + (f" and {spec.nulls}" if spec.nulls else "")
-        fill = "array.filled(value) fills it" if spec.library == "numpy" else "masked='nan' makes them NaN"
-        hint = f"masked='split' gives Masked(data, mask), {fill}"
-        return UnsupportedTypeError(options.subject, fact, hint=hint)
+        nan = "" if spec.library == "numpy" else "masked='nan' makes them NaN"
+        ways = ("masked='split' gives Masked(data, mask)", nan, spec.remedy)
+        hint = ", ".join(way for way in ways if way)
+        return UnsupportedTypeError(options.subject, fact, hint=hint, remedy=spec.remedy)
     return _why_dtype_refused(spec, options)
 
 

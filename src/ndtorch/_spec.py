@@ -71,6 +71,7 @@ class Spec:
         origin: The library that an object of another library came from, such as ``pandas``.
         unread: Why that object has no memory to share until it is read.
         nulls: How many of its values are missing, and where; empty where none is.
+        remedy: What its library gives it a value for each missing one with, in words.
         notes: What else the caller may want to know.
     """
 
@@ -98,6 +99,7 @@ class Spec:
     origin: str = ""
     unread: str = ""
     nulls: str = ""
+    remedy: str = ""
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -190,6 +192,7 @@ def _describe_foreign(source: Foreign) -> Spec:
             parts=parts,
             origin=source.library,
             nulls=source.nulls,
+            remedy=source.remedy,
             notes=notes,
         )
     assert isinstance(source, Refused)
@@ -251,7 +254,8 @@ def _describe_array(array: AnyArray) -> Spec:
         if array.mask is not np.ma.nomask:
             parts[".mask"] = _describe_array(np.asarray(array.mask))
         text = f"masked {parts['.data'].text}"
-        return Spec("numpy", "masked", text, own_dtype=array.dtype, shape=array.shape, parts=parts)
+        remedy = "array.filled(value) fills them"
+        return Spec("numpy", "masked", text, own_dtype=array.dtype, shape=array.shape, parts=parts, remedy=remedy)
     if array.dtype.names is not None:
         fields = {f"[{name!r}]": _describe_array(array[name]) for name in array.dtype.names}
         return Spec("numpy", "struct", "struct", own_dtype=array.dtype, shape=array.shape, parts=fields)

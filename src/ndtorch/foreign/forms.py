@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -88,6 +88,7 @@ class Parts(Foreign):
         layout: ``csr``, ``csc``, ``coo`` or ``bsr``, of a sparse one.
         nulls: How many values are missing and where the first is, of a masked one; empty where none is.
         missing: The same as numbers: how many, and the index of the first.
+        remedy: What gives it a value for each missing one, in words; empty where nothing of its library is known to.
         original: The object itself, for the conversion that has nothing to do.
     """
 
@@ -100,6 +101,7 @@ class Parts(Foreign):
     layout: str = ""
     nulls: str = ""
     missing: tuple[int, tuple[int, ...]] = (0, ())
+    remedy: str = ""
     original: Any = None
 
 
@@ -158,6 +160,11 @@ def masked(
     parts = {".data": data, ".mask": mask}
     shape = tuple(mask.shape)
     return Parts(library, "masked", "masked", shape, parts, nulls=nulls, missing=missing, note=note)
+
+
+def with_remedy(form: Foreign, remedy: str) -> Foreign:
+    """The same; where it is masked, with the words of its library that give it a value for each missing one."""
+    return replace(form, remedy=remedy) if isinstance(form, Parts) and form.form == "masked" else form
 
 
 def _count_missing(mask: AnyArray) -> tuple[int, tuple[int, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .forms import Foreign, Inner, Memory, Refused, Unread, masked, table
+from .forms import Foreign, Inner, Memory, Refused, Unread, masked, table, with_remedy
 
 AnyArray = npt.NDArray[Any]
 
@@ -75,7 +75,7 @@ def _index(index: Any, inner: Inner) -> Foreign:
 def _multi_index(index: Any, inner: Inner) -> Foreign:
     """The values of each level by its name; by its number where names are missing or not unique."""
     names = level_names(index)
-    levels = {name: _level(index, i, f"index.levels[{i}]", inner) for i, name in enumerate(names)}
+    levels = {name: _level(index, i, f"index.get_level_values({i})", inner) for i, name in enumerate(names)}
     return table("pandas", "MultiIndex", len(index), levels)
 
 
@@ -101,7 +101,9 @@ def _level(index: Any, i: int, call: str, inner: Inner) -> Foreign:
     missing = codes < 0
     reason = "a MultiIndex holds codes into its levels"
     unread = Unread("pandas", values.dtype, codes.shape, reason, lambda: _looked_up(values, codes), note=note)
-    return masked("pandas", unread, missing) if missing.any() and values.dtype.kind in "biu" else unread
+    if not missing.any() or values.dtype.kind not in "biu":
+        return unread
+    return with_remedy(masked("pandas", unread, missing), f"{call}.fillna(value) fills them")
 
 
 def _looked_up(values: AnyArray, codes: AnyArray) -> AnyArray:
@@ -122,6 +124,13 @@ def _missing(dtype: np.dtype[Any]) -> Any:
 
 
 def _extension(array: Any, call: str, inner: Inner, *, is_frozen: bool = False) -> Foreign:
+    remedy = f"{call}.fillna(value) fills them"
+    if type(array.dtype).__name__ == "CategoricalDtype":  # which takes no value that is not one of its categories
+        remedy = f"{call}.{'codes' if call in ('array', 'index') else 'cat.codes'} has -1 for them"
+    return with_remedy(_values(array, call, inner, is_frozen=is_frozen), remedy)
+
+
+def _values(array: Any, call: str, inner: Inner, *, is_frozen: bool) -> Foreign:
     dtype = array.dtype
     name = type(dtype).__name__
     is_frozen = is_frozen or getattr(array, "_readonly", False)
@@ -191,8 +200,11 @@ def _sparse(array: Any) -> Foreign:
 
 
 def _text(array: Any, call: str) -> Refused:
-    hint = f"{call}.astype('category') gives codes"
-    if not array.isna().any():  # pandas would cut every text to the length of its first
+    has_missing = array.isna().any()
+    texts = f"{call}.fillna('')" if has_missing else call
+    hint = f"{texts}.tolist() keeps text" if call == "array" else f"{texts}.to_list() keeps text"
+    hint += f", {call}.astype('category') gives codes"
+    if not has_missing:  # pandas would cut every text to the length of its first
         hint += f", {call}.to_numpy(dtype='U') code points"
     return Refused("pandas", str(array.dtype), array.shape, "text of varying length has no tensor form", hint)
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .._errors import ShapeMismatchError, UnsupportedTypeError
 from .arrow import Origin, take_arrow
 from .columnar import array_as
-from .forms import Foreign, Inner, Refused, Restore, table
+from .forms import Foreign, Inner, Refused, Restore, table, with_remedy
 from .pyarrow import columns_of, rows_apart, rows_missing, split_mask
 
 AnyArray = npt.NDArray[Any]
@@ -20,7 +20,7 @@ AnyArray = npt.NDArray[Any]
 _ORIGIN = Origin(
     "polars",
     {
-        "string": "series.cast(polars.Categorical) gives codes",
+        "string": "series.to_list() keeps text, series.cast(polars.Categorical) gives codes",
         "binary": "series.to_list()",
         "decimal": "series.cast(polars.Float64) rounds",
         "null": "series.cast(polars.Float64) gives it a dtype",
@@ -50,7 +50,7 @@ def take(source: Any, inner: Inner) -> Foreign:
         return Refused("polars", "Object", (len(source),), fact, "series.to_list() gives the objects")
     if _holds(source.dtype, pl.Categorical, pl.Enum):  # Arrow's codes would be made anew for each chunk
         return take_arrow(source, _ORIGIN, codes=source.to_physical())
-    return take_arrow(source, _ORIGIN)
+    return with_remedy(take_arrow(source, _ORIGIN), "series.fill_null(value) fills them")
 
 
 def _holds(dtype: Any, *wanted: Any) -> bool:

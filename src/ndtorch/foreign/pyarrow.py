@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .._errors import ShapeMismatchError, UnsupportedTypeError
 from .arrow import Origin, duplicate_names, take_arrow
 from .columnar import Split, array_as, flat_rows, values_of
-from .forms import Foreign, Inner, Memory, Refused, Restore, Unread, table
+from .forms import Foreign, Inner, Memory, Refused, Restore, Unread, table, with_remedy
 
 AnyArray = npt.NDArray[Any]
 
@@ -21,7 +21,7 @@ AnyArray = npt.NDArray[Any]
 _ORIGIN = Origin(
     "pyarrow",
     {
-        "string": "source.dictionary_encode() gives codes",
+        "string": "source.to_pylist() keeps text, source.dictionary_encode() gives codes",
         "binary": "source.dictionary_encode() gives codes, source.cast(pyarrow.binary(k)) bytes where all have k",
         "decimal": "source.cast('float64') rounds",
         "null": "source.cast('float64') gives it a dtype",
@@ -57,9 +57,9 @@ def take(source: Any, inner: Inner) -> Foreign:
         return Refused("pyarrow", _text(source), (len(source),), fact, _TO_CPU)
     if isinstance(source, pa.Table | pa.RecordBatch):
         return _columns(source, inner)
-    if isinstance(source, pa.ChunkedArray):
-        return take_arrow(source.unify_dictionaries() if source.num_chunks > 1 else source, _ORIGIN)
-    return take_arrow(source, _ORIGIN)
+    if isinstance(source, pa.ChunkedArray) and source.num_chunks > 1:
+        source = source.unify_dictionaries()
+    return with_remedy(take_arrow(source, _ORIGIN), "source.fill_null(value) fills them")
 
 
 _TO_CPU = "source.copy_to(pyarrow.default_cpu_memory_manager())"

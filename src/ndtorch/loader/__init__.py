@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+from .._errors import UnsupportedTypeError
 from .agreement import agreement_of
 from .batches import Batches
-from .checks import exclude, seed_of, switch, whole_number
+from .checks import exclude, named_options, seed_of, switch, whole_number
 from .dealing import Batched, Dealing, Steps
 from .epoch import Beginning, Epoch
 from .file_columns import warn_of_scattered
@@ -56,8 +57,9 @@ class Loader:
             which each array is a sample; a list of samples; or a map-style ``Dataset``. All of one length n. Inside a
             structure only a ``pathlib.Path`` is a path. Records and tables give dicts of their columns. A tuple is a
             structure, a list is rows: numbers, texts, pictures, arrays, or samples that are dicts or tuples of these.
-            Arrays of several shapes and ragged rows come as lists of tensors, texts as lists. Rows of a tensor come
-            without their gradients.
+            Arrays of several shapes and ragged rows come as lists of tensors, texts as lists; text and bytes of a NumPy
+            array are numbers, as `to_torch` has them, its code points, and ``array.tolist()`` keeps them. Rows of a
+            tensor come without their gradients.
         batch_size: Samples of a batch, of each rank.
         shuffle: True takes the rows in random order. ``"window"`` cuts them into blocks that lie together, takes the
             blocks in random order and shuffles the rows within every ``window`` places of that, for files that are
@@ -72,7 +74,9 @@ class Loader:
         sampler: An iterable of row numbers in the order of an epoch, as those of ``torch.utils.data``: it is iterated
             to its end for every epoch, with the global generators seeded by ``seed`` and the epoch, and is told the
             epoch where it has ``set_epoch``. It gives the part of this process alone. A list, an array or an iterator
-            is read once, and what it holds is dealt to all ranks. Negative numbers count from the end.
+            is read once, is the order of every epoch, and what it holds is dealt to all ranks;
+            ``torch.utils.data.SubsetRandomSampler(rows)`` takes the same rows in an order of their own for every epoch.
+            Negative numbers count from the end.
         batch_sampler: The same of lists of row numbers, one for each batch, of any lengths.
         drop_last: Whether a last batch that would be smaller is left out.
         rank: Which of ``world_size`` processes this is: each gets a part of its own of every step, all take the same
@@ -114,9 +118,11 @@ class Loader:
         InvalidOptionError: An option has no such value, or two exclude each other; as a loop begins, processes differ.
         UnsupportedTypeError: The data has no rows, or is packed as one piece that memory has no room for.
         FormatError: A file is not what it claims to be.
+        TypeError: An option has no such name; says what to write in the place of those of a ``DataLoader``.
 
     Warns:
-        UserWarning: A random order would decode a chunk of a file for almost every row.
+        UserWarning: A random order would decode a chunk of a file for almost every row; or a folder is columns by the
+            file, of which there are more than rows, all alike, so that each file is more likely a sample.
 
     >>> import numpy as np, ndtorch as nd
     >>> data = {"x": np.arange(10.0).reshape(5, 2), "y": np.arange(5)}
@@ -127,6 +133,7 @@ class Loader:
     <Loader: 5 rows in batches of 2, sequential, seed 0, epoch 1>
     """
 
+    @named_options
     def __init__(
         self,
         data: Any,
@@ -160,7 +167,7 @@ class Loader:
             stretch=max(column.stretch for column in columns),
         )
         if shuffle is True or weights is not None:
-            warn_of_scattered(columns, stacklevel=3)
+            warn_of_scattered(columns, stacklevel=4)
         self._progress = Progress(self._ordering, seed_of(seed))
         self.drop_last = switch("drop_last", drop_last)
         size = whole_number("batch_size", batch_size, least=1)
@@ -180,7 +187,16 @@ class Loader:
         order = self._ordering.facts()["order"]
         rank = f", rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
         size = "" if self.batch_size is None else f" in batches of {self.batch_size}"
-        return f"<Loader: {self._sources.length} rows{size}, {order}, seed {self.seed}, epoch {self.epoch}{rank}>"
+        return f"<Loader: {self._counts()}{size}, {order}, seed {self.seed}, epoch {self.epoch}{rank}>"
+
+    def _counts(self) -> str:
+        """How many rows there are; where an epoch has another number of samples, as far as that is known, both."""
+        rows = self._sources.length
+        try:
+            samples = rows if self.batch_size is None else self._ordering.length
+        except UnsupportedTypeError:  # a sampler does not say
+            samples = rows
+        return f"{rows} rows" if samples == rows else f"{samples} samples of {rows} rows"
 
     def __len__(self) -> int:
         """Batches of a whole epoch, the same for every rank.

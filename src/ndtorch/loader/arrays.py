@@ -13,13 +13,14 @@ from .._convert import explain, to_torch
 from .._dtypes import DType, from_numpy_dtype
 from .._errors import NdtorchError, UnsupportedTypeError
 from .._memory import FileMapping
+from .._objects import is_number
 from .._spec import Spec, describe, numbers_inside
 from .._stack import array_of, readable, shrunk
 from ..foreign import Memory, Parts, Unread
 from .columns import Allocate, AnyArray, Column, MemoryColumn, PickedColumn, Pictures, WatchedColumn
 from .orders import Rows
 from .parts import SUBJECT, Sources, combined, single
-from .pictures import pictures_of
+from .pictures import hint_at, pictures_of
 from .wishes import Wishes
 
 _NUMBERS = ("number", "time", "bytes", "text")  # forms that are numbers to torch
@@ -74,15 +75,43 @@ def check_rows(spec: Spec) -> None:
         raise UnsupportedTypeError(SUBJECT, fact, expected="an array of at least one axis", got=str(spec.shape))
 
 
-def refusal(error: NdtorchError | None) -> NdtorchError:
-    """What `to_torch` says of a source, said by the loader."""
+def refusal(error: NdtorchError | None, *, hint: str | None = None) -> NdtorchError:
+    """What `to_torch` says of a source, said by the loader, with the hint that helps here, if it is known."""
     assert error is not None
-    hint = error.hint or ""
+    hint = hint or error.hint or ""
     if "masked=" in hint:
-        hint = "to_torch(data, masked='nan') makes missing values NaN, array.filled(value) fills them"
+        hint = "to_torch(data, masked='nan') makes missing values NaN"
+        hint += f", {error.remedy}" if error.facts.get("remedy") else ""
     elif re.match(r"\w+=", hint):
         hint = f"give what to_torch makes of it, where {hint}"
     return error.renamed(SUBJECT, hint=hint or None)
+
+
+def hint_at_objects(objects: AnyArray, path: str) -> str | None:
+    """The call that makes rows of Python's objects of several kinds; ``None`` where none is known.
+
+    Args:
+        objects: An array of them.
+        path: Where in the data it is, or the list that it was made of.
+    """
+    values, name = objects.ravel().tolist(), f"data{path}"
+    others = [value for value in values if not isinstance(value, str)]
+    if all(value is None or (is_number(value) and not isinstance(value, _COMPLEX)) for value in values):
+        return f"numpy.array({name}, dtype=float) makes None NaN"
+    if objects.ndim == 1 and len(others) < len(values) and all(map(_is_missing, others)):
+        return f"[value if isinstance(value, str) else '' for value in {name}] keeps texts"
+    if objects.ndim == 1 and all(map(is_number, others)):
+        return f"list(map(str, {name})) makes texts of all"
+    if objects.ndim > 1 and all(value is None for value in others):
+        return f"numpy.where(numpy.equal({name}, None), '', {name}).tolist() keeps texts"
+    return f"tuple({name}.T) takes column by column" if objects.ndim == 2 else None
+
+
+_COMPLEX = (complex, np.complexfloating)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def number_sources(
@@ -144,6 +173,10 @@ def form_of(
     wish = wishes.image_at(path) if is_numbers else None
     pictures = None if wish is None else pictures_of(dtype, shape, wish)
     if pictures is None:
+        if wish is not None:
+            is_tensor = wishes.leaves.get(path, "").endswith("(torch)")
+            pixels = f"data{path}.movedim(1, -1)" if is_tensor else f"numpy.moveaxis(data{path}, 1, -1)"
+            wishes.is_no_picture(hint_at(path, dtype, shape, pixels))
         return Form(wishes.row_of(own), None)
     wishes.is_picture()
     return Form(pictures.row, pictures)
@@ -185,7 +218,7 @@ def _converted(array: AnyArray, spec: Spec, wishes: Wishes, path: str) -> Source
     words: dict[str, Any] = {} if wishes.float_row is None else {"float_dtype": wishes.float_row.torch}
     planned = explain(array, **words)
     if planned.error is not None:
-        raise refusal(planned.error)
+        raise refusal(planned.error, hint=hint_at_objects(array, path) if spec.form == "object" else None)
     if spec.form == "object":  # all read at once: which dtype holds them depends on all
         return tensor_sources(to_torch(array, **words), wishes, path)
     wishes.leaves[path] = str(spec)

@@ -18,13 +18,14 @@ from .._errors import InvalidOptionError, NdtorchError, ShapeMismatchError, Unsu
 from .._images import image_to_torch
 from .._spec import describe
 from .._structures import is_structure, take_apart
+from .._torch_dtypes import BY_TORCH
 from .._turns import Turns
 from ..foreign import Foreign, library_of
 from .ahead import is_ending
 from .columns import Allocate, Column
 from .orders import Rows
 from .parts import SUBJECT
-from .pictures import is_picture_shape
+from .pictures import hint_at, is_picture_shape
 from .wishes import ImageWish, Wishes
 
 Fetch = Callable[[list[int]], Any]
@@ -167,7 +168,7 @@ class SamplesColumn(Column):
             for path, leaf in zip(paths, structure.leaves, strict=True)
         ]
         if self._wishes.is_for_all and not any(found):
-            raise _no_pictures(paths, structure.leaves)
+            raise _no_pictures([self._path + path for path in paths], structure.leaves)
         leaves = []
         for path, leaf, wish in zip(paths, structure.leaves, found, strict=True):
             try:
@@ -246,7 +247,15 @@ def _no_pictures(paths: list[str], leaves: list[Any]) -> InvalidOptionError:
         "image= finds no pictures in a batch",
         expected="uint8 or uint16 of NHW or NHWC with 1, 3 or 4 channels",
         got=", ".join(tensors) or "no tensors",
+        hint=next(filter(None, map(_picture_hint, paths, leaves)), None),
     )
+
+
+def _picture_hint(path: str, leaf: Any) -> str | None:
+    row = BY_TORCH.get(leaf.dtype) if isinstance(leaf, torch.Tensor) else None
+    if row is None or row.numpy is None:
+        return None
+    return hint_at(path, row.numpy, leaf.shape[1:], "numpy.moveaxis(image, 0, -1) in each sample")
 
 
 def _listed(numbers: list[int]) -> str:

@@ -65,6 +65,8 @@ def _check_together(options: OrderOptions) -> None:
         raise InvalidOptionError(SUBJECT, fact, expected="True, False or 'window'", got=shown(shuffle))
     given = {name: value is not None for name, value in options._asdict().items()}
     given["shuffle"] = bool(shuffle)
+    if given["sampler"] and is_list(options.sampler):
+        exclude("sampler", f"sampler={_RANDOM}(rows) gives those rows in random order", shuffle=given["shuffle"])
     for option, why, others in _ALONE:
         if given[option]:
             exclude(option, why, **{other: given[other] for other in others})
@@ -76,6 +78,7 @@ def _check_together(options: OrderOptions) -> None:
         )
 
 
+_RANDOM = "torch.utils.data.SubsetRandomSampler"
 _ALONE = (
     ("batch_sampler", "a batch_sampler is all of the order", ("sampler", "shuffle", "weights")),
     ("sampler", "a sampler is all of the order", ("shuffle", "weights")),

@@ -10,12 +10,12 @@ import numpy as np
 from .. import _native
 from .._casting import copy_into
 from .._errors import NdtorchError, ShapeMismatchError, UnsupportedDtypeError
-from .._images import CHANNELS, Recipe, as_batch, is_channels_last, no_pixels, recipe_of
+from .._images import CHANNELS, PIXELS, Recipe, as_batch, is_channels_last, no_pixels, recipe_of
 from .columns import Allocate, AnyArray, Column, Pictures
 from .orders import Rows
 from .parts import SUBJECT
 from .reading import Readers
-from .wishes import ImageWish
+from .wishes import ImageWish, name_of
 
 _PLAIN = ("uint8", "uint16")  # what is taken for pictures without being named
 
@@ -28,6 +28,26 @@ def looks_like_pictures(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
 def is_picture_shape(shape: Sequence[int]) -> bool:
     """Whether that is the shape of a picture: HW, or HWC with as many channels as pictures have."""
     return len(shape) == 2 or (len(shape) == 3 and shape[-1] in CHANNELS)
+
+
+def hint_at(path: str, dtype: np.dtype[Any], shape: Sequence[int], pixels: str) -> str | None:
+    """What makes pictures of rows that are none by the look of them; ``None`` where nothing is known to.
+
+    Args:
+        path: Where in the data they are.
+        dtype: Their dtype.
+        shape: The shape of one.
+        pixels: The call that makes pixels of planes.
+    """
+    name = dtype.newbyteorder("=").name
+    if is_picture_shape(shape):
+        wanted = f"image={{{name_of(path)}: True}} takes that leaf for pictures, floating ones too"
+        return wanted if path and name in PIXELS else None
+    if len(shape) != 3 or shape[0] not in CHANNELS or name not in PIXELS:
+        return None
+    if name in _PLAIN:
+        return f"data{path} looks like planes: {pixels}, a transpose, gives pixels"
+    return f"data{path} looks like planes already: leave image= away"
 
 
 def pictures_of(dtype: np.dtype[Any], shape: tuple[int, ...], wish: ImageWish) -> Pictures | None:

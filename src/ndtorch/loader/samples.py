@@ -22,11 +22,11 @@ from .._spec import describe
 from .._stack import array_of, as_arrays, promoted
 from .._structures import is_structure, not_convertible, take_apart
 from ..foreign import Memory, Unread, recognise
-from .arrays import array_sources, refusal, tensor_sources
+from .arrays import array_sources, hint_at_objects, refusal, tensor_sources
 from .columns import Allocate, AnyArray, Column
 from .orders import Rows
 from .parts import SUBJECT, Sources, combined, single
-from .pictures import PictureListColumn, looks_like_pictures
+from .pictures import PictureListColumn, hint_at, looks_like_pictures
 from .ragged import ListColumn, RaggedColumn
 from .reading import Readers
 from .wishes import Wishes
@@ -49,7 +49,7 @@ def list_sources(samples: Sequence[Any], wishes: Wishes, path: str, *, in_sample
     if not samples:
         return tensor_sources(torch.empty(0, device="cpu"), wishes, path)
     try:
-        kind = _kind_of_all(samples)
+        kind = _kind_of_all(samples, None if in_sample else path)
         if kind == "structure":
             return _structure_sources(samples, wishes, path)
     except NdtorchError as error:
@@ -94,14 +94,17 @@ class ObjectsColumn(Column):
 # --- of which kind
 
 
-def _kind_of_all(samples: list[Any]) -> str:
+def _kind_of_all(samples: list[Any], path: str | None) -> str:
     known = {cls: _kind_of_class(cls) for cls in set(map(type, samples))}
     if len(known) == 1 and (kind := next(iter(known.values()))) is not None:
         return kind
     kinds = [known[type(sample)] or _kind_of(sample, i) for i, sample in enumerate(samples)]
     odd = next((i for i, kind in enumerate(kinds) if kind != kinds[0]), None)
     if odd is not None:
-        raise odd_sample(odd, "another kind than sample 0", *(_text_of(samples[i]) for i in (0, odd)))
+        error = odd_sample(odd, "another kind than sample 0", *(_text_of(samples[i]) for i in (0, odd)))
+        if path is not None and set(kinds) <= {"None", "text", "number"}:
+            error.hint = hint_at_objects(np.array(samples, object), path) or error.hint
+        raise error
     return kinds[0]
 
 
@@ -240,6 +243,9 @@ def _arrays_sources(samples: list[Any], wishes: Wishes, path: str) -> Sources:
             _check_modes(samples)
             readers = Readers(arrays, path, samples if are_pillow else None)
             return single(PictureListColumn(readers, wish), path)
+        are_tensors = isinstance(samples[0], torch.Tensor)
+        pixels = "image.movedim(0, -1)" if are_tensors else "numpy.moveaxis(image, 0, -1)"
+        wishes.is_no_picture(hint_at(path, arrays[0].dtype, arrays[0].shape, f"{pixels} of each"))
     dtypes = {array.dtype for array in arrays}
     rows = [row for row in map(from_numpy_dtype, dtypes) if row is not None]
     kinds = 0

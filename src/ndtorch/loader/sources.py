@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import warnings
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from .._convert import explain, to_torch
 from .._dtypes import from_numpy_dtype
 from .._errors import NdtorchError, ShapeMismatchError, UnsupportedTypeError
+from .._read import LazyArrays
 from .._spec import describe
 from .._structures import is_structure, not_convertible, passes_through, take_apart
 from ..foreign import Foreign, Memory, Parts, Refused, Unread, recognise
@@ -25,6 +27,8 @@ from .samples import list_sources, ragged_sources
 from .wishes import Wishes
 
 __all__ = ["SourceOptions", "Sources", "sources_of"]
+
+_MOST_COLUMNS = 32  # files of a folder that are hardly samples, however few rows they have
 
 
 def sources_of(data: Any, options: SourceOptions) -> Sources:
@@ -44,6 +48,7 @@ def sources_of(data: Any, options: SourceOptions) -> Sources:
         raise NdtorchError(SUBJECT, fact, hint="give its parts one by one") from None
     _check_lengths(sources, data)
     wishes.check(sources.paths, is_empty=not sources.length)
+    _warn_of_samples(wishes, sources, data)
     return sources
 
 
@@ -54,8 +59,31 @@ def _check_lengths(sources: Sources, data: Any) -> None:
     for path, column in zip(sources.paths, sources.columns, strict=True):
         if column.length != first:
             fact = f"data{path} has {column.length} rows and data{sources.paths[0]} has {first}"
-            hint = "ndtorch.read(folder).values() takes files as samples" if is_many_files(data) else None
+            hint = "ndtorch.read(folder).values() takes files as samples" if _has_many_files(data) else None
             raise ShapeMismatchError(SUBJECT, fact, expected=first, got=column.length, hint=hint)
+
+
+def _has_many_files(data: Any) -> bool:
+    """Whether a leaf of the data is several files, of which each array is a column."""
+    if isinstance(data, str):
+        return is_many_files(data)
+    structure = take_apart(data, SUBJECT, is_leaf=lambda value: _is_leaf(value) or isinstance(value, LazyArrays))
+    return any(not isinstance(leaf, str) and is_many_files(leaf) for leaf in structure.leaves)
+
+
+def _warn_of_samples(wishes: Wishes, sources: Sources, data: Any) -> None:
+    """Say that files were taken for columns where they are more than their rows, all alike: samples, most likely."""
+    number, length = len(sources.columns), sources.length
+    if number <= max(_MOST_COLUMNS, length) or not _has_many_files(data):
+        return
+    (leaf, count), *_ = Counter(wishes.leaves.values()).most_common(1)
+    if count > max(_MOST_COLUMNS, length) and leaf.endswith("(file)"):
+        message = (
+            f"Loader: {count} files of one folder, each {leaf}, are taken for as many columns of {length} rows. "
+            "ndtorch.read(folder).values() takes each file for one sample, dict(ndtorch.read(folder)) says that they "
+            "are columns"
+        )
+        warnings.warn(message, UserWarning, stacklevel=5)
 
 
 def _sources_at(data: Any, wishes: Wishes, path: str) -> Sources:

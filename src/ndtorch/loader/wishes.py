@@ -52,6 +52,7 @@ class Wishes:
         self._image: ImageWish | None = None
         self._images: dict[Any, ImageWish | None] = {}
         self._has_picture = False
+        self._picture_hint: str | None = None
         self._paddings: dict[Any, Any] = {}
         self._has_padding = False
         if _is_by_leaf(options.image):
@@ -86,6 +87,10 @@ class Wishes:
         """Note that ``image=`` has found something."""
         self._has_picture = True
 
+    def is_no_picture(self, hint: str | None) -> None:
+        """Note what would make pictures of a leaf that ``image=`` was not for."""
+        self._picture_hint = self._picture_hint or hint
+
     def padding_at(self, path: str) -> Any:
         """What fills up ragged rows at a path; ``None`` where they stay ragged."""
         key = _key_of(path, self._paddings)
@@ -109,9 +114,7 @@ class Wishes:
             return
         if self._image is not None and not self._has_picture:
             expected = "rows of uint8 or uint16, HW or HWC with 1, 3 or 4 channels"
-            first = next((path for path in self.leaves if path), "")
-            hint = f"image={{{_name_of(first)}: True}} takes that leaf for pictures, floating ones too"
-            raise self._useless("image= has no pictures to apply to", expected, hint if first else None)
+            raise self._useless("image= has no pictures to apply to", expected, self._picture_hint)
         if self.options.pad_value is not None and not self._has_padding:
             expected = "a list of arrays, or ragged rows"
             raise self._useless("pad_value= has nothing to fill up", expected, "leave it away")
@@ -159,8 +162,8 @@ def _image_wish(image: Any, leaf: Any = None) -> ImageWish | None:
     return ImageWish(is_named, **image)
 
 
-def _name_of(path: str) -> str:
-    """The key of a path, where it has but one."""
+def name_of(path: str) -> str:
+    """How ``image=`` names the leaf at a path, as it is written: by the last step where that is the only one."""
     return path[1:-1] if path.startswith("[") and path.count("[") == 1 else repr(path)
 
 
