@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .._errors import FormatError, NdtorchError
 from .._pairs import Source
-from ..files import sharded
+from ..files import open_file, sharded
 from ..files.remote import is_url, located, member, reported, several, shown
 
 UNIT_NBYTES = 256 << 20
@@ -104,7 +104,7 @@ def source_files(sources: Sequence[Source], *, skips: bool = False) -> list[Sour
         if is_url(source.path):
             folders.setdefault(source.path.removesuffix(source.name), []).append(source)
         else:
-            found += _measured_or_listed(source) if skips else _measured(source)
+            found += _measured_or_listed(source, skips=skips)
     few = [source for inside in folders.values() if len(inside) <= _FEW for source in inside]
     for root, inside in folders.items():
         found += _listed(root, inside) if len(inside) > _FEW else ()
@@ -133,13 +133,17 @@ def _has_changed(file: SourceFile) -> bool:
 # --- on this machine
 
 
-def _measured_or_listed(source: Source) -> list[SourceFile]:
+def _measured_or_listed(source: Source, *, skips: bool) -> list[SourceFile]:
     try:
         return _measured(source)
+    except NdtorchError:
+        raise
     except OSError as error:
-        if isinstance(error, NdtorchError):
-            raise
-        return [SourceFile(source.path, source.name, 0, "unknown")]
+        if skips:
+            return [SourceFile(source.path, source.name, 0, "unknown")]
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            open_file(source.path)  # which says so
+        raise
 
 
 def _measured(source: Source) -> list[SourceFile]:
