@@ -83,7 +83,7 @@ def test_explain_takes_the_direction(tmp_path):
     assert "x      bf16[2](file)  bfloat16[2]  copied: 4 bytes" in result.stdout
     result = run("explain", tmp_path / "a.safetensors", "--to", "jax")
     assert result.exit_code == 1
-    assert result.stderr == "ndtorch: to='jax' has no meaning; expected 'torch' or 'numpy', got 'jax'.\n"
+    assert result.stderr == "ndtorch: --to jax has no meaning; expected 'torch' or 'numpy', got 'jax'.\n"
 
 
 def test_explain_shows_refusals_and_fields_as_rows(tmp_path):
@@ -179,6 +179,7 @@ def test_debug_shows_the_traceback(words, arrays):
         ("casting='same_kind' or 'unsafe' accepts", "--casting same_kind or unsafe accepts"),
         ("'x.npy' is .npy, name='y' (really)", "'x.npy' is .npy, --name y (really)"),
         ("masked='split' gives", "masked='split' gives"),
+        ("to='jax' has no meaning", "--to jax has no meaning"),
     ],
 )
 def test_hints_are_in_the_words_of_the_command_line(python, options):
@@ -206,6 +207,51 @@ def test_an_option_that_says_nothing_is_refused_in_one_line(command, words, mess
 def test_a_bug_shows_its_traceback(arrays, monkeypatch):
     monkeypatch.setattr(_read, "read", lambda *_, **__: 1 / 0)
     assert isinstance(run("explain", arrays).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [(("convert",), "SRC"), (("convert", "a.npy"), "DST"), (("convert", "a.npy", "--to", "npz"), "DST")],
+)
+def test_the_argument_that_is_missing_is_named(arguments, missing):
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"Error: Missing argument '{missing}'.\n")
+
+
+@pytest.mark.parametrize("arguments", [("convert", "a.npy", "b.npy"), ("inspect", "a.npy"), ("doctor",)])
+def test_debug_behind_a_command_says_that_it_comes_before(arguments):
+    result = run(*arguments, "--debug")
+    assert result.exit_code == 2
+    assert result.stderr.endswith(f"--debug; it comes before the command: ndtorch --debug {arguments[0]} ...\n")
+
+
+def test_an_unknown_suffix_names_the_option_and_the_suffixes_that_the_command_has(tmp_path):
+    (tmp_path / "x.py").write_text("no array")
+    read = run("inspect", tmp_path / "x.py").stderr
+    assert read.endswith(".zarr, .png, .jpg, .jpeg, .tif, .tiff; --from names one.\n")
+    written = run("convert", tmp_path / "x.npy", tmp_path / "x.py").stderr
+    assert written.endswith("known are .npy, .npz, .safetensors, .pt, .pth, .h5, .hdf5, .zarr; --to names one.\n")
+
+
+def test_the_list_of_commands_says_what_each_does_in_a_line():
+    lines = ndtorch("--help", COLUMNS="80").stdout.partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in lines] == ["convert", "explain", "inspect", "report", "doctor", "bench"]
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
+def test_an_option_of_several_commands_is_described_in_one_way():
+    for command in ("convert", "explain", "inspect", "report"):
+        words = " ".join(run(command, "--help").stdout.split())
+        assert "--from FORMAT The format that is read, where the suffix does not tell, or lies. " in words
+        assert "--name NAME What an array is called that has no name in its file. " in words
+
+
+def test_the_engines_that_help_names_are_those_that_an_error_names(arrays):
+    listed = "local|threads|processes|ray"
+    assert f"--engine {listed} " in " ".join(run("convert", "--help").stdout.split())
+    refused = run("convert", arrays, arrays.with_name("out"), "--engine", "spam").stderr
+    assert f"expected one of {listed.replace('|', ', ')}, got" in refused
 
 
 @pytest.mark.parametrize("arguments", [("convert",), ("convert", "a.npy"), ("spam",), ("explain", "a", "--spam"), ()])

@@ -228,9 +228,9 @@ def test_all_outputs_that_exist_are_named_before_anything_is_written(data, tmp_p
     for on_error in ("stop", "skip"):
         result = convert(data, tmp_path / "out", "--to", "safetensors", "--on-error", on_error)
         assert (result.exit_code, result.stdout) == (1, "")
-        assert result.stderr == "".join(
-            f"ndtorch: '{tmp_path}/out/{name}' exists. Hint: --overwrite replaces it, all or nothing.\n"
-            for name in ("test/x.safetensors", "train/y.safetensors")
+        assert result.stderr == (
+            f"ndtorch: '{tmp_path}/out/test/x.safetensors' exists. Hint: --overwrite replaces it, all or nothing.\n"
+            f"ndtorch: '{tmp_path}/out/train/y.safetensors' exists.\n"
         )
     assert files_in(tmp_path / "out") == ["test/x.safetensors", "train/y.safetensors"]
     assert convert(data, tmp_path / "out", "--to", "safetensors", "--overwrite").exit_code == 0
@@ -333,7 +333,8 @@ def test_skip_exits_1_where_all_fail(data, tmp_path):
     words = ("--to", "safetensors", "--on-error", "skip", "--dtype", "bool", "--casting", "safe")
     result = convert(data, tmp_path / "out", *words)
     assert result.exit_code == 1
-    assert result.stderr.count("is not a safe cast. Hint: --casting unsafe insists") == 3
+    assert result.stderr.count("is not a safe cast.") == 3
+    assert result.stderr.count("Hint: --casting unsafe insists") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -385,7 +386,8 @@ def test_a_dry_run_reports_outputs_that_exist(data, tmp_path):
     assert convert(data, tmp_path / "out", "--to", "safetensors").exit_code == 0
     result = convert(data, tmp_path / "out", "--to", "safetensors", "--dry-run", "--on-error", "skip")
     assert result.exit_code == 1
-    assert result.stderr.count("exists. Hint: --overwrite") == 3
+    assert result.stderr.count(" exists.") == 3
+    assert result.stderr.count("Hint: --overwrite") == 1
 
 
 def test_quiet_prints_errors_only(data, tmp_path):

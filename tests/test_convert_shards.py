@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pty
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -80,7 +82,7 @@ def test_rows_of_all_sources_become_shards_of_one_size_with_an_index(data, tmp_p
     first, second, third = result.stdout.splitlines()
     assert first == "1 of 1 unit converted"
     assert re.fullmatch(r"\d+ bytes in, \d+ bytes out in 2 shards, \d+\.\d s, .*/s", second)
-    assert third == "12 rows in the data set"
+    assert third == "12 rows in the data set, each with 'data' float32[2]"
 
 
 @pytest.mark.parametrize(
@@ -204,7 +206,7 @@ def test_ranks_go_one_after_the_other_and_the_last_one_says_how_many_rows(many, 
     assert first.stdout.splitlines()[0] == "1 of 2 units converted"
     assert first.stdout.splitlines()[2] == "no index yet: other ranks have units to do"
     second = convert(many, tmp_path / "out", "--rank", 0, "--world", 2, "--shard-size", "1MB")
-    assert second.stdout.splitlines()[2] == f"{FILES:,} rows in the data set"
+    assert second.stdout.splitlines()[2] == f"{FILES:,} rows in the data set, each with 'data' int16[2]"
     assert_same(rows_in(tmp_path / "out"), np.repeat(np.arange(FILES, dtype=np.int16), 2).reshape(-1, 2))
 
 
@@ -226,7 +228,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(many, tmp_path):
     assert result.stdout.splitlines() == [
         f"{FILES} files, {nbytes / 1000:.1f} kB, in 2 units",
         "2 of them to do here",
-        "about 3 shards of safetensors, 2.0 kB, each row with",
+        f"about 3 shards of safetensors, 2.0 kB, about {FILES} rows, each with",
         "  data: int16[2]",
     ]
     assert not (tmp_path / "out").exists()
@@ -242,6 +244,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(many, tmp_path):
         "bytes_in": nbytes,
         "bytes_out": FILES * 4,
         "shards": 3,
+        "rows": FILES,
         "format": "safetensors",
         "arrays": {"data": {"dtype": "int16", "shape": [2]}},
     }
@@ -325,7 +328,39 @@ def test_a_summary_says_all_that_there_is_to_say():
     assert whole.rate == 1_500_000
 
 
+def test_many_files_of_equally_many_rows_name_the_option_that_makes_each_a_row(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(33):
+        np.save(tmp_path / "in" / f"{i:02}.npy", np.full((4, 3), i, np.float32))
+    note = "each file has 4 rows; --rows files makes each file one row"
+    words = (tmp_path / "in", tmp_path / "out", "--shard-size", "1MB")
+    assert convert(*words, "--dry-run").stdout.splitlines()[2:] == [
+        "about 1 shard of safetensors, 1.6 kB, about 132 rows, each with",
+        "  data: float32[3]",
+        note,
+    ]
+    assert convert(*words).stdout.splitlines()[2:] == ["132 rows in the data set, each with 'data' float32[3]", note]
+    files = convert(*words, "--rows", "files", "--overwrite").stdout.splitlines()
+    assert files[2:] == ["33 rows in the data set, each with 'data' float32[4,3]"]
+    (tmp_path / "in" / "32.npy").unlink()
+    assert note not in convert(*words, "--overwrite").stdout
+
+
 # --- what fails
+
+
+def test_failures_name_what_labels_that_are_kept_elsewhere_have_to_lose(tmp_path):
+    (tmp_path / "in").mkdir()
+    paths = [tmp_path / "in" / f"{i}.npy" for i in range(6)]
+    for i, path in enumerate(paths):
+        np.save(path, np.full((1, 2), i))
+    for i in (1, 4):
+        paths[i].write_bytes(b"broken")
+    for _ in range(2):  # the next call tries them again
+        done = nd.convert_many(tmp_path / "in", tmp_path / "out", on_error="skip")
+        gone = {failure.path for failure in done.failures}
+        labels = [i for i, path in enumerate(paths) if str(path) not in gone]
+        assert nd.read(tmp_path / "out", to="numpy")["data"][...][:, 0].tolist() == labels == [0, 2, 3, 5]
 
 
 def test_a_broken_source_stops_all_or_is_left_out_by_name(data, tmp_path):
@@ -339,7 +374,10 @@ def test_a_broken_source_stops_all_or_is_left_out_by_name(data, tmp_path):
     (line,) = result.stderr.splitlines()
     assert line.startswith("ndtorch: ")
     assert "2.npy" in line
-    assert result.stdout.splitlines()[2:] == ["9 rows in the data set", "1 source left out"]
+    assert result.stdout.splitlines()[2:] == [
+        "9 rows in the data set, each with 'data' float64[2]",
+        "1 source left out",
+    ]
     assert_same(rows_in(tmp_path / "out"), np.repeat([0.0, 1.0, 3.0], 6).reshape(9, 2))
 
 
@@ -376,7 +414,8 @@ def test_a_unit_that_fails_whole_is_left_out_and_tried_again(many, tmp_path, mon
     )
     assert (result.exit_code, result.stderr) == (3, "ndtorch: 2 workers died on unit 1.\n")
     assert result.stdout.splitlines()[0] == "1 of 2 units converted, 1 failed"
-    assert result.stdout.splitlines()[2:] == [f"{UNIT_FILES} rows in the data set", "2 sources left out"]
+    rows = f"{UNIT_FILES} rows in the data set, each with 'data' int16[2]"
+    assert result.stdout.splitlines()[2:] == [rows, "2 sources left out"]
     monkeypatch.undo()
     summary = nd.convert_many(many, tmp_path / "out", on_error="skip")
     assert (summary.skipped, summary.converted, summary.rows, summary.failures) == (1, 1, FILES, ())
@@ -482,7 +521,9 @@ def test_ctrl_c_before_a_unit_is_done_says_so(data, tmp_path, monkeypatch):
 def test_a_run_that_has_nothing_to_do_gives_no_rate(data, tmp_path):
     convert(data, tmp_path / "out", "--shard-size", "256MB")
     result = convert(data, tmp_path / "out", "--shard-size", "256MB")
-    assert result.stdout == "0 of 1 unit converted, 1 had been done before\n12 rows in the data set\n"
+    first, second = result.stdout.splitlines()
+    assert first == "0 of 1 unit converted, 1 had been done before"
+    assert second == "12 rows in the data set, each with 'data' float64[2]"
 
 
 # --- what is refused before anything is written
@@ -494,7 +535,7 @@ def test_a_run_that_has_nothing_to_do_gives_no_rate(data, tmp_path):
         (("--engine", "dask"), "--engine dask is unknown; expected one of local, threads, processes, ray, got 'dask'."),
         (("--shard-size", "big"), "'big' is no size; expected a size such as 256MB, got 'big'."),
         (("--shard-size", "0"), "'0' is no size; expected a size such as 256MB, got '0'."),
-        (("--rank", 2, "--world", 2), "--rank 2 is none of --world 2. Hint: ranks count from 0 to world_size - 1."),
+        (("--rank", 2, "--world", 2), "--rank 2 is none of --world 2. Hint: ranks count from 0 to 1."),
         (
             ("--engine", "local", "--shard-size", "256MB", "--to", "npz"),
             "--to npz is no format of shards; safetensors, npy, zarr are.",
@@ -535,7 +576,7 @@ def test_options_without_those_that_they_go_with_are_errors_of_the_command_line(
         ({"dtype": "int8", "float_dtype": "float32"}, "were both given"),
         ({"shard_size": -1}, "'-1'|-1 is no size"),
         ({"rank": -1}, "rank=-1 is none of world_size=1"),
-        ({"rank": 0, "world_size": 0}, "rank=0 is none of world_size=0"),
+        ({"rank": 0, "world_size": 0}, "rank=0 is none of world_size=0. Hint: there is at least one rank"),
         ({"rank": "0"}, "rank='0' is no number"),
         ({"rank": 0}, "rank=0 was given without world_size=. Hint: give both or neither"),
         ({"world_size": 2}, "world_size=2 was given without rank=. Hint: give both or neither"),
@@ -546,6 +587,61 @@ def test_arguments_that_make_no_sense_are_refused(data, tmp_path, options, messa
     with pytest.raises(nd.InvalidOptionError, match=message):
         nd.convert_many(data, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"float_dtype": "float23"},
+            "convert: float_dtype='float23' is not a dtype. Hint: float_dtype=torch.float32, ",
+        ),
+        ({"float_dtype": "int32"}, "convert: float_dtype=int32 is not a floating dtype. Hint: float32, "),
+        ({"dtype": "float23"}, "convert: dtype='float23' is not a dtype. Hint: dtype=torch.float32, "),
+        ({"dtype": object}, "convert: dtype=object cannot be cast to. Hint: a dtype of numbers"),
+        ({"dtype": "complex32"}, "convert: dtype=complex32 is none that a file holds. Hint: dtype='complex64' "),
+    ],
+)
+@pytest.mark.parametrize("more", [{}, {"on_error": "skip"}, {"shard_size": None}], ids=["stop", "skip", "files"])
+def test_what_is_no_dtype_is_refused_before_a_file_is_opened(tmp_path, options, more, message):
+    (tmp_path / "broken.npy").touch()
+    with pytest.raises(nd.NdtorchError) as caught:
+        nd.convert_many(tmp_path, tmp_path / "out", **options, **more)
+    assert str(caught.value).startswith(message)
+    assert "broken.npy" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("world", "world_size= says how many parts there are, rank= which of them to do"),
+        ("num_workers", "workers= says how many units are done at a time"),
+        ("sources", "the sources come first, without a name"),
+        ("shardsize", "shard_size= is one"),
+        ("spam", "engine, to, shard_size, name, source_format, .*, progress are"),
+    ],
+)
+def test_an_option_that_there_is_not_names_the_one_that_is_meant(data, tmp_path, name, hint):
+    with pytest.raises(TypeError, match=rf"^convert_many: {name}= is no option\. Hint: {hint}\.$"):
+        nd.convert_many(data, tmp_path / "out", **{name: 2})
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_of_options_are_checked_without_a_change_of_the_signature():
+    parameters = inspect.signature(nd.convert_many).parameters.values()
+    assert {each.kind for each in parameters} == {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY}
+    assert (nd.convert_many.__name__, nd.convert_many.__module__) == ("convert_many", "ndtorch.scale")
+
+
+@pytest.mark.parametrize("missing", ["x", "x.npy", "0.npy/x.npy"])
+def test_a_source_that_is_missing_is_the_error_that_read_has(data, tmp_path, missing):
+    with pytest.raises(nd.FormatError) as read:
+        nd.read(data / missing)
+    with pytest.raises(type(read.value)) as converted:
+        nd.convert_many([data, data / missing], tmp_path / "out")
+    assert str(converted.value) == str(read.value) == f"read: {str(data / missing)!r}: no such file."
+    (failure,) = nd.convert_many([data, data / missing], tmp_path / "out", on_error="skip").failures
+    assert failure.path == str(data / missing)
 
 
 def test_no_sources_are_refused(data, tmp_path):
@@ -662,10 +758,84 @@ def test_other_sources_replace_a_data_set_only_when_that_was_asked_for(data, tmp
     other = tmp_path / "other"
     other.mkdir()
     np.save(other / "x.npy", np.zeros((5, 2)))
-    with pytest.raises(nd.FormatError, match="was made with other sources"):
+    were = re.escape(f"was made with other sources: its sources were [{str(data)!r}] and are [{str(other)!r}]. Hint: ")
+    with pytest.raises(nd.FormatError, match=were):
         nd.convert_many(other, tmp_path / "out")
     assert len(rows_in(tmp_path / "out")) == 12
     assert nd.convert_many(other, tmp_path / "out", overwrite=True).rows == 5
+
+
+def test_of_many_other_sources_those_that_differ_are_named(many, tmp_path):
+    paths = sorted(many.iterdir())
+    nd.convert_many(paths[:10], tmp_path / "out")
+    with pytest.raises(nd.FormatError) as caught:
+        nd.convert_many(paths[:9], tmp_path / "out")
+    assert f"its sources were [{str(paths[9])!r}, and 9 more] and are [9 of these]. Hint" in str(caught.value)
+    with pytest.raises(nd.FormatError) as caught:
+        nd.convert_many(paths[:16], tmp_path / "out")
+    added = ", ".join(repr(str(path)) for path in paths[10:14])
+    assert f"its sources were [10 of these] and are [{added}, and 12 more]. Hint" in str(caught.value)
+    with pytest.raises(nd.FormatError, match="other sources: the same in another order"):
+        nd.convert_many(paths[9::-1], tmp_path / "out")
+
+
+def test_one_file_more_in_the_same_folder_is_no_other_source(data, tmp_path):
+    nd.convert_many(data, tmp_path / "out")
+    np.save(data / "4.npy", np.full((3, 2), 4.0))
+    assert nd.convert_many(data, tmp_path / "out").rows == 15
+
+
+# --- what goes on with it
+
+
+SPELLED = [
+    ({}, "", " --shard-size 256000000"),
+    ({"shard_size": "1KB", "rows": "files"}, ", shard_size=1000, rows='files'", " --shard-size 1000 --rows files"),
+    (
+        {"to": "npy", "float_dtype": np.float16, "source_format": "npy"},
+        ", to='npy', source_format='npy', float_dtype='float16'",
+        " --shard-size 256000000 --to npy --from npy --float-dtype float16",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "words", "flags"), SPELLED)
+def test_what_has_not_finished_says_the_call_and_the_command_that_finish_it(data, tmp_path, options, words, flags):
+    out = tmp_path / "my out"
+    before = nd.convert_many(data, out, **options)
+    (out / "index.json").unlink()
+    with pytest.raises(nd.FormatError, match="its conversion has not finished") as caught:
+        nd.read(out)
+    assert caught.value.hint == f"ndtorch.convert_many([{str(data)!r}], {str(out)!r}{words}) finishes it"
+    result = CliRunner().invoke(cli.app, ["inspect", str(out)])
+    command = f"ndtorch convert {data} '{out}'{flags}"
+    assert result.stderr.endswith(f" has not finished. Hint: {command} finishes it.\n")
+    assert convert(*shlex.split(command)[2:]).exit_code == 0
+    (out / "index.json").unlink()
+    assert eval(caught.value.hint.removesuffix(" finishes it"), {"ndtorch": nd}).rows == before.rows
+    assert len(nd.read(out)["data"]) == before.rows
+
+
+def test_of_many_sources_that_have_not_finished_their_number_is_said(many, tmp_path):
+    out = tmp_path / "out"
+    nd.convert_many(sorted(many.iterdir())[:20], out)
+    (out / "index.json").unlink()
+    with pytest.raises(nd.FormatError) as caught:
+        nd.read(out)
+    way = f"ndtorch.convert_many(sources, {str(out)!r}), with the 20 sources that it had, finishes it"
+    assert caught.value.hint == way
+
+
+@pytest.mark.parametrize("note", [None, b"", b"[]", b'{"sources": [], "options": "[1]"}', b'{"sources": 1}'])
+def test_without_a_sound_note_what_has_not_finished_is_named_all_the_same(data, tmp_path, note):
+    nd.convert_many(data, tmp_path / "out")
+    (tmp_path / "out" / "index.json").unlink()
+    path = tmp_path / "out" / ".ndtorch" / "made_for.json"
+    path.unlink() if note is None else path.write_bytes(note)
+    with pytest.raises(nd.FormatError, match="Hint: convert_many, as it was called before, finishes it"):
+        nd.read(tmp_path / "out")
+    result = CliRunner().invoke(cli.app, ["inspect", str(tmp_path / "out")])
+    assert result.stderr.endswith("Hint: the same command as before finishes it.\n")
 
 
 def test_a_source_that_has_changed_is_noticed_and_done_again(data, tmp_path):

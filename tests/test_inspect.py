@@ -388,6 +388,14 @@ def test_command_takes_name_and_format(tmp_path):
         assert json.loads(done.stdout)["arrays"][0]["name"] == "w"
 
 
+def test_a_folder_has_files_and_a_file_is_one(tmp_path):
+    saved(tmp_path / "x.npy", np.arange(3.0))
+    saved(tmp_path / "y.npy", np.arange(3.0))
+    assert nd.inspect(tmp_path).headline.endswith(": folder, 2 arrays, 48 bytes, files of 304 bytes")
+    assert nd.inspect(tmp_path, format="npy").headline.endswith(", files of 304 bytes")
+    assert nd.inspect(tmp_path / "x.npy").headline.endswith(": npy, 1 array, 24 bytes, file of 152 bytes")
+
+
 def test_command_failures_are_one_line(tmp_path):
     done = run("inspect", tmp_path / "no.npy")
     assert (done.returncode, done.stdout) == (1, "")

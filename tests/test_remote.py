@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import botocore.exceptions
 import fsspec
 import h5py
 import numpy as np
@@ -239,6 +240,18 @@ def test_remote_folders_and_patterns_are_as_local_ones(pattern, expected, folder
     assert [array[...].tolist() for name, array in found.items() if name.endswith("a")][:1] == (
         [[0]] if "a" in expected else [] if "run1/a" not in expected else [[2]]
     )
+
+
+@pytest.mark.parametrize("kind", ["NoCredentialsError", "PartialCredentialsError"])
+def test_missing_credentials_name_the_variables_that_give_some(memory, kind, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise getattr(botocore.exceptions, kind)(provider="env", cred_var="AWS_SECRET_ACCESS_KEY")
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", refuse)
+    with pytest.raises(OSError, match=kind) as caught:
+        nd.read(f"{memory}/x.npy")
+    (note,) = caught.value.__notes__
+    assert note.startswith("Hint: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment")
 
 
 def test_remote_folder_with_nothing_known_is_refused(memory):

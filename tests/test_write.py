@@ -219,6 +219,16 @@ def test_float_dtype_casts_floats_alone(tmp_path):
     assert [back[name].dtype for name in "xyz"] == [torch.float32, torch.int8, torch.complex64]
 
 
+def test_what_is_no_dtype_is_an_error_of_the_function_that_was_called(tmp_path):
+    np.save(tmp_path / "x.npy", np.ones(3, np.complex64))
+    for dtype in ("float23", "complex32"):
+        with pytest.raises(nd.NdtorchError, match=f"^write: dtype='?{dtype}'? is no"):
+            nd.write(tmp_path / "y.npy", ARRAY, dtype=dtype)
+        with pytest.raises(nd.NdtorchError, match=f"^convert_file: dtype='?{dtype}'? is no"):
+            nd.convert_file(tmp_path / "x.npy", tmp_path / "y.npy", dtype=dtype)
+    assert not (tmp_path / "y.npy").exists()
+
+
 def test_a_cast_that_is_not_allowed_is_refused_before_anything_is_written(tmp_path):
     with pytest.raises(nd.LossyCastError, match="int32") as error:
         nd.write(tmp_path / "b.safetensors", {"fine": np.arange(3), "odd": np.ones(2)}, dtype="int32")

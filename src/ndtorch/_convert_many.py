@@ -128,6 +128,7 @@ def plan_many(pairs: Sequence[Pair], request: Request, refused: Mapping[Pair, Nd
         request: What was asked for.
         refused: Outputs that cannot be written, and why.
     """
+    request.casts.check("convert")
     planned = []
     for pair in pairs:
         one = _planned(pair, request)

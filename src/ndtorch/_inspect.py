@@ -71,7 +71,8 @@ class Inspection(Sequence[ArrayInfo]):
     Attributes:
         path: The file.
         format: Name of its format.
-        file_nbytes: Bytes of the file; ``None`` where nobody says.
+        file_nbytes: Bytes of the file, or of all files of a folder; ``None`` where nobody says.
+        is_folder: Whether it is a folder.
 
     >>> import os, tempfile, numpy as np, ndtorch as nd
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -81,7 +82,16 @@ class Inspection(Sequence[ArrayInfo]):
     (1, 19.0)
     """
 
-    def __init__(self, path: str, format: str, file_nbytes: int | None, arrays: Sequence[ArrayInfo]) -> None:
+    def __init__(
+        self,
+        path: str,
+        format: str,
+        file_nbytes: int | None,
+        arrays: Sequence[ArrayInfo],
+        *,
+        is_folder: bool = False,
+    ) -> None:
+        self.is_folder = is_folder
         self.path = path
         self.format = format
         self.file_nbytes = file_nbytes
@@ -129,7 +139,11 @@ class Inspection(Sequence[ArrayInfo]):
     def headline(self) -> str:
         """One line: the file, its format, how much it holds."""
         count = f"{len(self):,} array" + ("" if len(self) == 1 else "s")
-        size = "" if self.file_nbytes is None else f", file of {size_text(self.file_nbytes)}"
+        size = (
+            ""
+            if self.file_nbytes is None
+            else f", {'files' if self.is_folder else 'file'} of {size_text(self.file_nbytes)}"
+        )
         return f"{printable(self.path)}: {self.format}, {count}, {size_text(self.nbytes)}{size}"
 
     def _table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -181,7 +195,8 @@ def printed(found: Inspection, *, as_json: bool = False) -> str:
 def inspected(file: ArrayFile, *, stats: bool = False) -> Inspection:
     """Say what an open file holds."""
     arrays = [info_of(array, stats=stats) for array in file.values()]
-    return Inspection(shown(file.path), file.format.name, _file_nbytes(file), arrays)
+    is_folder = os.path.isdir(file.path) or file.format.name in ("folder", "shards")
+    return Inspection(shown(file.path), file.format.name, _file_nbytes(file), arrays, is_folder=is_folder)
 
 
 def info_of(array: FileArray, *, stats: bool = False) -> ArrayInfo:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -13,6 +15,8 @@ from ._casting import CASTINGS
 from ._dtypes import DType, from_numpy_dtype
 from ._errors import InvalidOptionError, UnsupportedDtypeError
 from ._torch_dtypes import resolve
+
+_NONE_MEANT: Mapping[str, str] = {}
 
 World = Literal["torch", "numpy"]
 
@@ -72,6 +76,26 @@ def torch_options(**words: Any) -> Options:
 def numpy_options(**words: Any) -> Options:
     """Check the options of `to_numpy`."""
     return _checked(_numpy_options, words)
+
+
+def unknown_option(function: str, name: str, known: Iterable[str], meant: Mapping[str, str] = _NONE_MEANT) -> TypeError:
+    """Make the error for an option that a function does not have, with what helps instead.
+
+    Args:
+        function: The name of the function.
+        name: What was given.
+        known: The options that it has.
+        meant: What helps instead, by names that people know from elsewhere; else the nearest of the known ones does.
+
+    >>> unknown_option("stack", "dims", ["dim", "dtype"])
+    TypeError('stack: dims= is no option. Hint: dim= is one.')
+    >>> unknown_option("stack", "axis", ["dim", "dtype"], {"axis": "dim= says where the new dimension goes"})
+    TypeError('stack: axis= is no option. Hint: dim= says where the new dimension goes.')
+    """
+    known = list(known)
+    near = get_close_matches(name, known, 1)
+    hint = meant.get(name) or (f"{near[0]}= is one" if near else f"{', '.join(known)} are")
+    return TypeError(f"{function}: {name}= is no option. Hint: {hint}.")
 
 
 def _checked(check: Any, words: dict[str, Any]) -> Options:

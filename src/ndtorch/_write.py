@@ -16,7 +16,8 @@ import numpy as np
 from ._casting import Casting, Part, copy_into
 from ._convert import explain, to_numpy
 from ._dtypes import BY_NAME
-from ._errors import FormatError, NdtorchError, UnsupportedTypeError
+from ._errors import FormatError, NdtorchError, UnsupportedDtypeError, UnsupportedTypeError
+from ._options import numpy_options
 from ._plan import Plan
 from ._read import LazyArray
 from .files import AnyPath, Format, MissingChunks, format_to_write, open_file, stem
@@ -65,6 +66,22 @@ class Casts:
     def options(self) -> dict[str, Any]:
         """The options of a conversion that they are."""
         return {"dtype": self.dtype, "float_dtype": self.float_dtype, "casting": self.casting}
+
+    def check(self, subject: str) -> None:
+        """Refuse what no array can be cast to, before one is opened.
+
+        Raises:
+            InvalidOptionError: A dtype is none, or no floating one; or a rule is none.
+            UnsupportedDtypeError: No file holds it.
+        """
+        try:
+            dtype = numpy_options(**self.options).numpy_dtype
+        except NdtorchError as error:
+            raise error.renamed(subject) from None
+        row = None if dtype is None else BY_NAME.get(dtype.name)
+        if row is not None and row.numpy is None:
+            hint = "dtype='complex64' (--dtype complex64) holds all its values"
+            raise UnsupportedDtypeError(subject, f"dtype={row.name} is none that a file holds", hint=hint)
 
 
 def write(
@@ -123,6 +140,7 @@ def write(
     found = format_to_write(path, format)
     _check_target(path, found, overwrite, "write")
     casts = Casts(dtype=dtype, float_dtype=float_dtype, casting=casting)
+    casts.check("write")
     prepared = prepare(leaves_of(arrays, name or stem(os.fspath(path))), casts)
     return write_prepared(path, found, prepared, overwrite=overwrite, verify=verify)
 
@@ -182,6 +200,7 @@ def convert_file(
     _check_target(target, found, overwrite, "convert_file")
     _check_not_the_same(source, target)
     casts = Casts(dtype=dtype, float_dtype=float_dtype, casting=casting)
+    casts.check("convert_file")
     prepared = prepare(open_file(source, format=source_format, name=name, missing_chunks=missing_chunks), casts)
     return write_prepared(target, found, prepared, overwrite=overwrite, verify=verify)
 

@@ -32,6 +32,11 @@ class _OneLineErrors(TyperGroup):
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
+        except Exception as error:
+            unknown: Any = error  # typer has no public name for what it raises of an option that there is not
+            if getattr(error, "option_name", "") == "--debug":
+                unknown.message += f"; it comes before the command: ndtorch --debug {unknown.ctx.info_name} ..."
+            raise
 
 
 app = typer.Typer(

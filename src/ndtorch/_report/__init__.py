@@ -67,7 +67,8 @@ def report(
     arrays = [file[each] for each in list(file)[:_MAX_ARRAYS]]
     limit = _fair_limit([array.nbytes for array in arrays])
     shown = [_shown(array, info, max_elements, limit) for array, info in zip(arrays, found, strict=False)]
-    listed = Inspection(found.path, found.format, found.file_nbytes, [one.info for one in shown])
+    infos = [one.info for one in shown]
+    listed = Inspection(found.path, found.format, found.file_nbytes, infos, is_folder=found.is_folder)
     with new_file(written) as (_, descriptor), open(descriptor, "wb", closefd=False) as stream:
         for part in page(found.headline, listed, shown, len(found)):
             stream.write(part.encode("utf-8", "backslashreplace"))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from .._errors import InvalidOptionError
 from .convert_shards import ShardOptions, ShardOutput, convert_into_shards
@@ -60,9 +61,30 @@ _OVERWRITE = "Replace outputs that exist, all or nothing; of shards those made o
 _DRY_RUN = "Say what would become of each array, or of all with shards, and what would fail; write nothing."
 
 
+class _Convert(TyperCommand):
+    """A command whose last argument is DST: where only one is given, that is what is missing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take the command line apart."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            missing: Any = error.param
+            if (
+                missing is not None
+                and missing.name == "sources"
+                and self.make_parser(ctx).parse_args(given)[0]["target"]
+            ):
+                missing = next(each for each in self.params if each.name == "target")
+            error.param = missing
+            raise
+
+
 def add_to(app: typer.Typer) -> None:
     """Add the command to a command line."""
-    app.command("convert", help=_HELP, short_help="Convert files of arrays into another format.")(convert)
+    short = "Convert files of arrays into another format."
+    app.command("convert", cls=_Convert, help=_HELP, short_help=short)(convert)
 
 
 def convert(
@@ -114,9 +136,9 @@ def convert(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="local|ray",
+            metavar="local|threads|processes|ray",
             show_default=False,
-            help="Who does the work: this machine, by threads or processes as the sources ask for, or Ray.",
+            help="Who does the work: this machine (local: threads or processes as the sources ask for), or Ray.",
         ),
     ] = None,
     workers: Annotated[

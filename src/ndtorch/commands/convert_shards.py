@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import typer
 
 from .._errors import InvalidOptionError
-from .printing import error_lines, one_line, printable
+from .printing import error_lines, in_options, one_line, printable
 from .progress import UnitBar
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ class ShardOutput:
                 "bytes_in": outlook.nbytes_in,
                 "bytes_out": outlook.nbytes_out,
                 "shards": outlook.shards,
+                "rows": outlook.rows,
                 "format": outlook.format,
                 "arrays": {
                     name: {"dtype": dtype, "shape": list(shape)} for name, (dtype, shape) in outlook.schema.items()
@@ -180,7 +181,7 @@ class ShardOutput:
             }
             typer.echo(json.dumps(facts))
         elif self._is_text:
-            typer.echo("\n".join(map(printable, str(outlook).splitlines())))
+            typer.echo("\n".join(printable(in_options(line)) for line in str(outlook).splitlines()))
 
     def unit(self, done: Done, bar: UnitBar) -> None:
         """Print what has become of a unit, as soon as that is known."""
@@ -219,7 +220,7 @@ class ShardOutput:
             }
             typer.echo(json.dumps(facts))
         elif self._is_text:
-            typer.echo(str(summary))
+            typer.echo("\n".join(printable(in_options(line)) for line in str(summary).splitlines()))
 
     def stopped(self, error: BaseException, count: int, total: int, bar: UnitBar) -> None:
         """Print how far it came, where some of it is done or somebody asked for the end."""

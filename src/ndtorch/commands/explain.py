@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def add_to(app: typer.Typer) -> None:
     """Add the command to a command line."""
-    app.command("explain")(explain)
+    app.command("explain", short_help="Say what a conversion of a file would share or copy.")(explain)
 
 
 def explain(

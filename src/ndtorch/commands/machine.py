@@ -21,8 +21,8 @@ _THOUSAND = 1000
 
 def add_to(app: typer.Typer) -> None:
     """Add the commands to a command line."""
-    app.command("doctor")(doctor)
-    app.command("bench")(bench)
+    app.command("doctor", short_help="Check whether all that ndtorch stands on fits together.")(doctor)
+    app.command("bench", short_help="Measure conversions here beside torch and NumPy.")(bench)
 
 
 def doctor() -> None:

@@ -25,7 +25,7 @@ Casting = Annotated[
 Name = Annotated[str | None, typer.Option(metavar="NAME", help="What an array is called that has no name in its file.")]
 From = Annotated[
     str | None,
-    typer.Option("--from", metavar="FORMAT", help="The format that is read, where the suffix does not tell."),
+    typer.Option("--from", metavar="FORMAT", help="The format that is read, where the suffix does not tell, or lies."),
 ]
 
 

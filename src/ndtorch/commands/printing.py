@@ -33,6 +33,7 @@ _OPTIONS = {
     "rank": "--rank",
     "workers": "--workers",
     "rows": "--rows",
+    "to": "--to",
     "world_size": "--world",
 }
 _HAS_BOTH = re.compile(r"\b\w+=(?:'[^']*'|\w*) \((--[^)]+)\)")  # such as "dtype='float32' (--dtype float32)"
@@ -55,19 +56,22 @@ def _option(name: str, value: str) -> str:
     return _OPTIONS[name] if value in ("", "True") else f"{_OPTIONS[name]} {value}"
 
 
-def one_line(error: BaseException, about: str = "") -> str:
+def one_line(error: BaseException, about: str = "", *, has_hint: bool = True) -> str:
     """The message, where in the file it happened, all in one printable line.
 
     Args:
         error: What went wrong.
         about: The file that it is about, where the message does not say.
+        has_hint: Whether what helps is said.
     """
     if isinstance(error, OSError) and not isinstance(error, NdtorchError) and error.strerror:
         text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     else:
         text = str(error) or type(error).__name__
     if isinstance(error, NdtorchError):
-        text = in_options(text)
+        text = text if has_hint else text.removesuffix(f" Hint: {error.hint}.")
+        command = error.facts.get("command")
+        text = text.replace(error.hint, command) if error.hint and command else in_options(text)
         if error.subject in _CALLS:
             text = text.removeprefix(f"{error.subject}: ")
     notes = (_note(note) for note in getattr(error, "__notes__", []))
@@ -79,10 +83,10 @@ def _note(note: str) -> str:
     return in_options(re.sub(r"^at source\['(.*?)'\]", r"at array '\1'", note))
 
 
-def error_lines(error: BaseException, about: str = "", *, debug: bool = False) -> list[str]:
+def error_lines(error: BaseException, about: str = "", *, has_hint: bool = True, debug: bool = False) -> list[str]:
     """One line for stderr, after the traceback if that is wanted."""
     frames = "".join(traceback.format_exception(error)).splitlines() if debug else []
-    return [*frames, f"ndtorch: {one_line(error, about)}"]
+    return [*frames, f"ndtorch: {one_line(error, about, has_hint=has_hint)}"]
 
 
 def print_table(

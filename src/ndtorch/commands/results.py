@@ -54,8 +54,12 @@ class Results:
     def errors(self, errors: Mapping[Pair, Sequence[BaseException]]) -> None:
         """Print errors, one line each, as many as anybody reads."""
         every = [(pair, error) for pair, some in errors.items() for error in some]
+        said: set[str | None] = set()  # hints, once each
         for pair, error in every[:_MAX_ERRORS]:
-            typer.echo("\n".join(error_lines(error, _about(pair, error), debug=self._debug)), err=True)
+            hint = getattr(error, "hint", None)
+            lines = error_lines(error, _about(pair, error), has_hint=hint not in said, debug=self._debug)
+            typer.echo("\n".join(lines), err=True)
+            said.add(hint)
         if len(every) > _MAX_ERRORS:
             typer.echo(f"ndtorch: and {len(every) - _MAX_ERRORS} more", err=True)
 

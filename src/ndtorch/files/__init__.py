@@ -415,5 +415,6 @@ def _named(path: str) -> str:
 def _unknown(path: str, subject: str) -> FormatError:
     suffix = _suffix(path)
     fact = f"{remote.shown(path)!r} has " + (f"an unknown suffix, {suffix!r}" if suffix else "no suffix")
-    known = ", ".join(suffix for row in FORMATS for suffix in row.suffixes)
-    return FormatError(subject, fact, hint=f"known are {known}; format= (--from, --to) names one")
+    known = ", ".join(suffix for row in FORMATS for suffix in row.suffixes if row.target or subject == "read")
+    option = "--from" if subject == "read" else "--to"
+    return FormatError(subject, fact, hint=f"known are {known}; format= ({option}) names one")

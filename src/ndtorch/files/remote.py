@@ -33,6 +33,12 @@ _REQUESTS = 8  # at a time
 _BLOCK = 256 << 10  # of headers, which are read in small pieces
 _BLOCKS = 64  # kept of all files together
 
+_KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment name some"
+_CREDENTIALS = {  # what the driver of S3 raises, which may not be installed
+    "NoCredentialsError": f"{_KEYS}; FSSPEC_S3_ANON=true asks for none, of a public bucket",
+    "PartialCredentialsError": _KEYS,
+}
+
 _Step = TypeVar("_Step")
 _Result = TypeVar("_Result")
 
@@ -135,7 +141,10 @@ def reported(url: str, subject: str) -> Iterator[None]:
         kind = type(error) if type(error).__module__ == "builtins" else OSError
         raise kind(error.errno or errno.EIO, scrubbed(error), shown(url)) from None
     except Exception as error:
-        raise OSError(errno.EIO, f"{type(error).__name__}: {scrubbed(error)}", shown(url)) from None
+        refusal = OSError(errno.EIO, f"{type(error).__name__}: {scrubbed(error)}", shown(url))
+        if type(error).__name__ in _CREDENTIALS:
+            refusal.add_note(f"Hint: {_CREDENTIALS[type(error).__name__]}.")
+        raise refusal from None
 
 
 def scrubbed(error: BaseException) -> str:

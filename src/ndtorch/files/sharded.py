@@ -26,6 +26,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -37,6 +38,7 @@ from . import remote
 from .arrays import AnyArray, Checksum, FileArray, Packed, Stored
 from .joined import Joined
 from .npy import descr_of
+from .unfinished import NOTE, way_on
 
 NAME = "index.json"
 VERSION = 1
@@ -189,7 +191,8 @@ def local_index(folder: str) -> Index | None:
         return replace(_parsed(raw, repr(path)), is_current=_Unchanged(os.path.abspath(path), stamp, crc32(raw)))
     if not os.path.isdir(os.path.join(folder, *KEPT.split("/"))):
         return None
-    raise _without_index(repr(folder), repr(path) if raw else "")
+    damaged = repr(path) if raw else ""
+    raise _without_index(folder, damaged, lambda: Path(folder, NOTE).read_bytes())
 
 
 def _read(path: str) -> tuple[bytes, tuple[int, ...]]:
@@ -242,14 +245,17 @@ def remote_index(url: str) -> Index | None:
             return _parsed(raw, where)
         if remote.is_http(url) or not fs.exists(f"{path.rstrip('/')}/{KEPT}"):
             return None
-    raise _without_index(repr(remote.shown(url)), where if raw else "")
+    raise _without_index(
+        remote.shown(url), where if raw else "", lambda: cast(bytes, fs.cat_file(f"{path.rstrip('/')}/{NOTE}"))
+    )
 
 
-def _without_index(folder: str, damaged: str) -> FormatError:
-    hint = "ndtorch convert, as it was called before, finishes it"
+def _without_index(folder: str, damaged: str, read_note: Callable[[], bytes]) -> FormatError:
+    fact = f"{folder!r} has shards and no {NAME}: its conversion has not finished"
     if damaged:
-        return FormatError("read", f"{damaged} is damaged: it does not begin as an index does", hint=hint)
-    return FormatError("read", f"{folder} has shards and no {NAME}: its conversion has not finished", hint=hint)
+        fact = f"{damaged} is damaged: it does not begin as an index does"
+    found = way_on(read_note, folder)
+    return FormatError("read", fact, hint=found.call, command=found.command)
 
 
 def _parsed(raw: bytes, where: str) -> Index:

@@ -5,13 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from .._keywords import names_what_is_meant
+
 if TYPE_CHECKING:
     from .._casting import Casting
     from ..files import AnyPath, MissingChunks
     from .job import Progress
     from .summary import Summary
 
+_WORKERS = "workers= says how many units are done at a time"
+_TO = "to= names the format of the outputs, source_format= that of the sources"
+_MEANT = {
+    "format": _TO,
+    "target_format": _TO,
+    "jobs": _WORKERS,
+    "n_jobs": _WORKERS,
+    "num_workers": _WORKERS,
+    "sources": "the sources come first, without a name",
+    "target": "the target comes after the sources, without a name",
+    "verbose": "progress= is called with each unit that is done",
+    "world": "world_size= says how many parts there are, rank= which of them to do",
+}
 
+
+@names_what_is_meant(_MEANT)
 def convert_many(
     sources: AnyPath | Sequence[AnyPath],
     target: AnyPath,
@@ -69,7 +86,8 @@ def convert_many(
             only files that have changed are converted again. Units that are done as they are wanted are kept.
         on_error: ``stop`` raises the first error, and what is done stays done. ``skip`` leaves out what cannot be
             converted: a file that cannot be read, and all files of a unit that two workers have died on, which the
-            next call tries again.
+            next call tries again. What follows moves up: ``failures`` of the result has the path of each, so that
+            labels that are kept elsewhere can lose theirs.
         verify: Whether each shard is read back and compared before it takes its name.
         workers: How many units are done at a time; else as many as there are CPUs.
         address: A Ray cluster that runs already, as in ``ray.init``; ndtorch and the files have to be within reach
@@ -84,12 +102,14 @@ def convert_many(
             ``done.entry.outputs`` and ``done.entry.failures``; ``done.entry`` is ``None`` where the unit failed.
 
     Returns:
-        Units, shards, rows, bytes in and out, seconds, and what was left out.
+        Units, shards, rows, bytes in and out, seconds, and in ``failures`` the absolute path of each source that was
+        left out, and why.
 
     Raises:
-        FormatError: A source is not what it claims to be, or its rows are not those of the others; another run is
-            writing there; there is a data set made in another way; or another rank had listed other sources.
+        FormatError: A source is missing, or not what it claims to be, or its rows are not those of the others; another
+            run is writing there; there is a data set made in another way; or another rank had listed other sources.
         InvalidOptionError: An option has no such value.
+        UnsupportedDtypeError: No file holds such a dtype.
         MissingDependencyError: Ray, or what reads a source, is not installed.
         NdtorchError: Two workers died on one unit.
         OSError: The system refuses to read or to write.

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .._errors import FormatError, InvalidOptionError, NdtorchError
 from .._pairs import find_sources
 from ..files import FORMATS, AnyPath, format_to_write
 from ..files.folders import real_path
 from ..files.remote import is_http, is_url, local_path, shown
+from ..files.unfinished import NOTE
 from .copies import LEDGER as COPIES
 from .copies import FileWork, check_outputs, nbytes_as_written
 from .engines import Done, engine_for
@@ -32,12 +34,26 @@ from .summary import Outlook, Summary
 from .units import SourceFile, Unit, source_files, units_of
 from .work import ShardWork, check_output
 
-_MADE_FOR = ".ndtorch/made_for.json"
+_MOST_NAMES = 4  # of sources in an error
 _SAMPLE = 8  # headers that are looked at before anything is written, and that sizes are estimated from
 _OTHER_ROWS = "rows of each kind go into a folder of their own; on_error='skip' (--on-error skip) leaves others out"
 
 Progress = Callable[[Done], None]
 """Told of each unit that is done, by the thread that asked for the conversion."""
+
+
+class Sample(NamedTuple):
+    """A source, as its headers say.
+
+    Attributes:
+        nbytes_in: Its bytes.
+        nbytes_out: Those of its arrays as they are going to be written.
+        rows: How many rows it has; 0 where each source has its output.
+    """
+
+    nbytes_in: int
+    nbytes_out: int
+    rows: int = 0
 
 
 @dataclass(slots=True)
@@ -50,7 +66,7 @@ class Job:
         place: Where outputs go.
         units: What there is to do, for all ranks together.
         schema: Dtype and shape of a row, by the name of the array; empty where each source has its output.
-        samples: Bytes of a few sources, and those of their arrays as they are going to be written.
+        samples: A few sources, whose headers have been read.
     """
 
     request: Request
@@ -58,7 +74,7 @@ class Job:
     place: Place
     units: list[Unit]
     schema: Schema
-    samples: list[tuple[int, int]]
+    samples: list[Sample]
     _work: ShardWork | FileWork = field(init=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +84,17 @@ class Job:
             self._work = FileWork(path, asked.to, asked.reading, *common, keeps_stems=asked.name is None)
         else:
             self._work = ShardWork(path, asked.to, nbytes_of(asked.shard_size), asked.reading, self.schema, *common)
+
+    @property
+    def files(self) -> int:
+        """How many sources there are."""
+        return sum(len(unit.files) for unit in self.units)
+
+    @property
+    def rows_each(self) -> int:
+        """How many rows each source has, as far as that has been looked at; 0 where they are not equally many."""
+        counts = {sample.rows for sample in self.samples}
+        return counts.pop() if len(counts) == 1 else 0
 
     def ledger(self) -> Ledger:
         """What of it has been done before."""
@@ -83,15 +110,18 @@ class Job:
         """Say what would be done; nothing is written."""
         _check_made_for(self)
         before = self.ledger().kept(self.units)
-        nbytes_in, nbytes_out = (sum(column) for column in zip(*self.samples, strict=True))
+        nbytes_in, nbytes_out, rows = (sum(column) for column in zip(*self.samples, strict=True))
         growth = nbytes_out / max(nbytes_in, 1)
+        nbytes = sum(unit.nbytes for unit in self.units)
         return Outlook(
-            files=sum(len(unit.files) for unit in self.units),
+            files=self.files,
             units=len(self.units),
             done=len(before),
             mine=sum(self.is_mine(unit) and unit.number not in before for unit in self.units),
-            nbytes_in=sum(unit.nbytes for unit in self.units),
-            nbytes_out=round(sum(unit.nbytes for unit in self.units) * growth),
+            nbytes_in=nbytes,
+            nbytes_out=round(nbytes * growth),
+            rows=self.files * self.rows_each or round(nbytes * rows / max(nbytes_in, 1)),
+            rows_each=self.rows_each,
             shards=sum(self._count_of(unit, growth) for unit in self.units),
             format=self.request.to,
             schema=self.schema,
@@ -172,6 +202,9 @@ class _Run:
             is_of_shards=request.is_of_shards,
             sources=self._sources,
             is_whole=is_whole,
+            schema=job.schema,
+            files=job.files,
+            rows_each=job.rows_each,
         )
 
     def _enter(self, done: Done) -> None:
@@ -313,7 +346,7 @@ def _check_apart(path: str, sources: Sequence[str]) -> None:
         raise FormatError("convert", fact, hint="name another folder for the outputs")
 
 
-def _sampled(files: Sequence[SourceFile], request: Request) -> tuple[Schema, list[tuple[int, int]]]:
+def _sampled(files: Sequence[SourceFile], request: Request) -> tuple[Schema, list[Sample]]:
     """The rows of the first file that can be read, and how large some files are as they are going to be written.
 
     Some are those at even distances, and the first of each suffix: a file of other rows is mostly another kind of file.
@@ -322,7 +355,7 @@ def _sampled(files: Sequence[SourceFile], request: Request) -> tuple[Schema, lis
         FormatError: One has other rows than the first.
     """
     schema: Schema | None = None
-    samples: list[tuple[int, int]] = []
+    samples: list[Sample] = []
     refusal: BaseException | None = None
     step = max(len(files) // _SAMPLE, 1)
     suffixes: set[str] = set()
@@ -340,7 +373,7 @@ def _sampled(files: Sequence[SourceFile], request: Request) -> tuple[Schema, lis
             continue
         schema = schema or opened.schema
         if opened.schema == schema:
-            samples.append((file.nbytes, sum(item.nbytes for item in opened.items.values())))
+            samples.append(Sample(file.nbytes, sum(item.nbytes for item in opened.items.values()), opened.rows))
         elif not request.is_skipping:
             opened.check(schema, hint=_OTHER_ROWS)
     if schema is None:
@@ -349,19 +382,19 @@ def _sampled(files: Sequence[SourceFile], request: Request) -> tuple[Schema, lis
     return schema, samples
 
 
-def _sampled_files(files: Sequence[SourceFile], request: Request) -> list[tuple[int, int]]:
+def _sampled_files(files: Sequence[SourceFile], request: Request) -> list[Sample]:
     """How large some files are as they are going to be written."""
-    samples: list[tuple[int, int]] = []
+    samples: list[Sample] = []
     format, make = format_to_write("", request.to), Items(request.reading.casts)
     for file in files[:: max(len(files) // _SAMPLE, 1)]:
         try:
             arrays = opened(file, request.reading)
             items = [make.of_file(name, array) for name, array in arrays.items()]
-            samples.append((file.nbytes, nbytes_as_written(format, items)))
+            samples.append(Sample(file.nbytes, nbytes_as_written(format, items)))
         except REFUSALS as error:
             if not request.is_skipping:
                 raise with_way_on(named(error, file)) from None
-    return samples or [(1, 1)]
+    return samples or [Sample(1, 1)]
 
 
 # --- what a target was made for
@@ -373,27 +406,45 @@ def _made_for(job: Job) -> dict[str, object]:
 
 def _check_made_for(job: Job) -> None:
     """Refuse to make another data set of the one that is there; changed files of the same sources are no other."""
-    if job.request.overwrite or os.path.basename(_MADE_FOR) not in job.place.sizes(os.path.dirname(_MADE_FOR)):
+    if job.request.overwrite or os.path.basename(NOTE) not in job.place.sizes(os.path.dirname(NOTE)):
         return
     try:
-        before = json.loads(job.place.read(_MADE_FOR))
+        before = json.loads(job.place.read(NOTE))
     except (ValueError, RecursionError, OSError, NdtorchError):
         return  # nothing is known about it
     if not isinstance(before, dict) or before == _made_for(job):
         return
     options = job.request.changed(before.get("options"))
-    which = f"options: {options}" if options else "sources"
+    which = f"options: {options}" if options else f"sources: {_changed_sources(before.get('sources'), job.sources)}"
     where = shown(job.place.path)
     hint = "overwrite=True (--overwrite) replaces it, the same command goes on with it, another folder leaves it alone"
     raise FormatError("convert", f"{where!r} holds a data set that was made with other {which}", hint=hint)
 
 
+def _changed_sources(before: object, now: list[str]) -> str:
+    """Say which sources there were and which there are; where these are many, only those of one side, and a few."""
+    then = [str(each) for each in before] if isinstance(before, list) else []
+    if sorted(then) == sorted(now):
+        return "the same in another order"
+    return f"its sources were {_few(then, now)} and are {_few(now, then)}"
+
+
+def _few(names: list[str], others: list[str]) -> str:
+    if len(names) <= _MOST_NAMES:
+        return repr(names)
+    known = set(others)
+    odd = [name for name in names if name not in known]
+    listed = ", ".join(map(repr, odd[:_MOST_NAMES]))
+    rest = len(names) - len(odd[:_MOST_NAMES])
+    return f"[{listed}, and {rest:,} more]" if listed else f"[{rest:,} of these]"
+
+
 def _remember(job: Job) -> None:
     content = json.dumps(_made_for(job)).encode()
-    if os.path.basename(_MADE_FOR) in job.place.sizes(os.path.dirname(_MADE_FOR)):
+    if os.path.basename(NOTE) in job.place.sizes(os.path.dirname(NOTE)):
         try:
-            if job.place.read(_MADE_FOR) == content:
+            if job.place.read(NOTE) == content:
                 return
         except (OSError, NdtorchError) as error:
             del error
-    job.place.put(_MADE_FOR, content)
+    job.place.put(NOTE, content)

@@ -14,23 +14,12 @@ from .._errors import InvalidOptionError
 from .._write import Casts
 from ..files import MISSING_CHUNKS, MissingChunks, format_to_write
 from ..files.sharded import FORMATS
+from ..files.unfinished import OPTIONS
 from .engines import check_engine
 from .rows import Reading
 from .sizes import nbytes_of
 
 ROWS = ("axis", "files")
-_OUTPUT = (
-    "version",
-    "to",
-    "shard_size",
-    "name",
-    "source_format",
-    "dtype",
-    "float_dtype",
-    "casting",
-    "rows",
-    "missing_chunks",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +50,7 @@ class Request:
         Raises:
             InvalidOptionError: An option has no such value.
             MissingDependencyError: The engine's library is not installed.
+            UnsupportedDtypeError: There is no cast to a dtype.
         """
         check_engine(self.engine, workers=self.workers, address=self.address)
         if self.shard_size is None:
@@ -82,6 +72,7 @@ class Request:
             hint = "float_dtype casts floating arrays only, dtype every array of numbers: use one"
             fact = f"dtype={self.dtype!r} and float_dtype={self.float_dtype!r} were both given"
             raise InvalidOptionError("convert", fact, hint=hint)
+        self.reading.casts.check("convert")
         if self.shard_size is not None:
             nbytes_of(self.shard_size)
         _check_rank(self.rank, self.world_size)
@@ -116,8 +107,8 @@ class Request:
             return ""
         try:
             then, now = (json.loads(text) for text in (str(before), self.output))
-            then, now = ([*facts, "error"][: len(_OUTPUT)] for facts in (then, now))
-            pairs = zip(_OUTPUT, then, now, strict=True)
+            then, now = ([*facts, "error"][: len(OPTIONS)] for facts in (then, now))
+            pairs = zip(OPTIONS, then, now, strict=True)
             return ", ".join(f"{name} was {old} and is {new}" for name, old, new in pairs if old != new)
         except (TypeError, ValueError):  # of another version
             return "those of another version"
@@ -160,4 +151,5 @@ def _check_rank(rank: object, world_size: object) -> None:
     assert isinstance(world_size, int)
     if world_size < 1 or not 0 <= rank < world_size:
         fact = f"rank={rank} is none of world_size={world_size}"
-        raise InvalidOptionError("convert", fact, hint="ranks count from 0 to world_size - 1")
+        hint = f"ranks count from 0 to {world_size - 1}" if world_size > 0 else "there is at least one rank"
+        raise InvalidOptionError("convert", fact, hint=hint)

@@ -180,7 +180,7 @@ class RowFile:
         """Refuse a file whose rows are not those of the others."""
         if self.schema != schema:
             fact = f"{shown(self.file.path)!r} has other rows than the first file"
-            raise FormatError("convert", fact, expected=_told(schema), got=_told(self.schema), hint=hint)
+            raise FormatError("convert", fact, expected=told(schema), got=told(self.schema), hint=hint)
 
     def broken(self) -> list[tuple[SourceFile, BaseException]]:
         """Read all of it and keep nothing, to see whether that can be done."""
@@ -228,7 +228,8 @@ def _reshaped(item: Item, shape: tuple[int, ...]) -> Item:
     return replace(item, shape=shape, order="C", blocks=lambda order: item.blocks("C"), stored=stored)
 
 
-def _told(schema: Schema) -> str:
+def told(schema: Schema) -> str:
+    """Rows in few words, such as ``'data' float32[32]``."""
     parts = [f"{name!r} {dtype}[{','.join(map(str, shape))}]" for name, (dtype, shape) in schema.items()]
     return ", ".join(parts[:6]) or "no arrays"
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .ledger import Failure
-from .rows import Schema
+from .rows import Schema, told
+
+_MANY = 32  # files, of which each may have been meant as one row
 
 Status = Literal["converted", "partial", "failed"]
 
@@ -26,10 +28,13 @@ class Summary:
         nbytes_in: Bytes of the sources that were read now.
         nbytes_out: Bytes that were written now.
         seconds: How long it took.
-        failures: Sources that were left out, and why.
+        failures: Sources that were left out, by their absolute paths, and why; of ranks those of this one.
         is_of_shards: Whether rows were regrouped; else each source has its output.
         sources: Sources that were converted now.
         is_whole: Whether no other rank has a unit to do.
+        schema: Dtype and shape of a row, by the name of the array; empty where there are no shards.
+        files: How many sources the whole conversion has.
+        rows_each: How many rows each of them has, as far as was looked at; 0 where they are not equally many.
     """
 
     units: int
@@ -45,6 +50,9 @@ class Summary:
     is_of_shards: bool = True
     sources: int = 0
     is_whole: bool = True
+    schema: Schema = field(default_factory=dict)
+    files: int = 0
+    rows_each: int = 0
 
     @property
     def status(self) -> Status:
@@ -70,7 +78,8 @@ class Summary:
                 f"{self.seconds:.1f} s, {sized(self.rate)}/s"
             )
         if self.rows:
-            lines.append(f"{self.rows:,} rows in the data set")
+            each = f", each with {told(self.schema)}" if self.schema else ""
+            lines += [f"{_counted(self.rows, 'row')} in the data set{each}", *_row_advice(self)]
         if not self.is_whole:
             lines.append(("no index yet: " if self.is_of_shards else "") + "other ranks have units to do")
         if self.failures:
@@ -93,6 +102,8 @@ class Outlook:
         format: Name of their format.
         schema: Dtype and shape of a row, by the name of the array; empty where each source has its output.
         is_of_shards: Whether it has not.
+        rows: About how many rows.
+        rows_each: How many each source has, as far as was looked at; 0 where they are not equally many.
     """
 
     files: int
@@ -105,6 +116,8 @@ class Outlook:
     format: str
     schema: Schema
     is_of_shards: bool = True
+    rows: int = 0
+    rows_each: int = 0
 
     def __str__(self) -> str:
         rows = (f"  {name}: {dtype}[{','.join(map(str, shape))}]" for name, (dtype, shape) in self.schema.items())
@@ -112,8 +125,9 @@ class Outlook:
             f"{_counted(self.files, 'file')}, {sized(self.nbytes_in)}, in {_counted(self.units, 'unit')}",
             f"{self.mine} of them to do here" + (f", {self.done} are done" if self.done else ""),
             f"about {_outputs(self)} of {self.format}, {sized(self.nbytes_out)}"
-            + (", each row with" if self.is_of_shards else ""),
+            + (f", about {_counted(self.rows, 'row')}, each with" if self.is_of_shards else ""),
             *rows,
+            *_row_advice(self),
         ]
         return "\n".join(lines)
 
@@ -132,6 +146,13 @@ def sized(nbytes: float) -> str:
 
 def _counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def _row_advice(about: Summary | Outlook) -> list[str]:
+    """What makes each file a row, where many files of equally many rows may have been meant as that."""
+    if about.files <= _MANY or about.rows_each <= 1:
+        return []
+    return [f"each file has {about.rows_each:,} rows; rows='files' (--rows files) makes each file one row"]
 
 
 def _outputs(about: Summary | Outlook) -> str:

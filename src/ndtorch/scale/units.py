@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .._errors import MissingFileError, NdtorchError
 from .._pairs import Source
-from ..files import sharded
+from ..files import open_file, sharded
 from ..files.remote import is_url, located, member, reported, several, shown
 
 UNIT_NBYTES = 256 << 20
@@ -141,10 +141,12 @@ def _has_changed(file: SourceFile) -> bool:
 def _measured(source: Source, *, skips: bool = False) -> list[SourceFile]:
     try:
         found = os.stat(source.path)
-    except OSError:
-        if not skips:
-            raise
-        return [SourceFile(source.path, source.name, 0, _UNKNOWN)]
+    except OSError as error:
+        if skips:
+            return [SourceFile(source.path, source.name, 0, _UNKNOWN)]
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            open_file(source.path)  # which says so
+        raise
     if not stat.S_ISDIR(found.st_mode):
         return [SourceFile(source.path, source.name, found.st_size, str(found.st_mtime_ns))]
     index = sharded.local_index(source.path)
