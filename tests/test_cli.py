@@ -166,7 +166,7 @@ def test_debug_shows_the_traceback(words, arrays):
     result = ndtorch("--debug", command, arrays.with_name("none.npz"), *(arrays.with_name(each) for each in others))
     assert result.returncode == 1
     assert result.stderr.startswith("Traceback (most recent call last):")
-    assert "ndtorch.FormatError: read: " in result.stderr
+    assert "ndtorch.MissingFileError: read: " in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from inspect import Parameter, signature
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -11,14 +12,16 @@ T = TypeVar("T")
 
 
 def names_what_is_meant(meant: Mapping[str, str]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function whose options are all keyword-only; its name, signature and docstring stay what they are.
+    """Decorate a function, or the ``__init__`` of a class; name, signature and docstring stay what they are.
 
     Args:
         meant: What helps instead, by names that people give it from elsewhere; see `unknown_option`.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
-        known = getattr(function, "__kwdefaults__", None) or {}
+        found = signature(function).parameters.items()
+        known = [name for name, one in found if name != "self" and one.kind is not Parameter.POSITIONAL_ONLY]
+        subject = function.__qualname__.removesuffix(".__init__")
 
         @wraps(function)
         def checked(*args: P.args, **options: P.kwargs) -> T:
@@ -26,7 +29,7 @@ def names_what_is_meant(meant: Mapping[str, str]) -> Callable[[Callable[P, T]], 
                 if name not in known:
                     from ._options import unknown_option
 
-                    raise unknown_option(function.__name__, name, known, meant)
+                    raise unknown_option(subject, name, known, meant)
             return function(*args, **options)
 
         return checked

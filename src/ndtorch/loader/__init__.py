@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from .._errors import UnsupportedTypeError
+from .._keywords import names_what_is_meant
 from .agreement import agreement_of
 from .batches import Batches
-from .checks import exclude, named_options, seed_of, switch, whole_number
+from .checks import OF_DATALOADER, exclude, seed_of, switch, whole_number
 from .dealing import Batched, Dealing, Steps
 from .epoch import Beginning, Epoch
 from .file_columns import warn_of_scattered
@@ -133,7 +134,7 @@ class Loader:
     <Loader: 5 rows in batches of 2, sequential, seed 0, epoch 1>
     """
 
-    @named_options
+    @names_what_is_meant(OF_DATALOADER)
     def __init__(
         self,
         data: Any,

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import functools
-import inspect
 import operator
-from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any
 
 import numpy as np
 
 from .._errors import InvalidOptionError
-
-P = ParamSpec("P")
 
 SUBJECT = "Loader"
 
@@ -76,7 +70,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 40 and "\n" not in text else f"<{type(value).__name__}>"
 
 
-# --- names that are no options
+# --- options of torch's DataLoader that are none here
 
 _THREADS = "leave it away: threads do the work, and no processes"
 _PINNED = "leave it away: device='cuda' gathers into pinned memory"
@@ -93,25 +87,3 @@ OF_DATALOADER = {  # what to write instead
     "timeout": _THREADS,
     "worker_init_fn": _THREADS,
 }
-
-
-def named_options(init: Callable[P, None]) -> Callable[P, None]:
-    """Have an ``__init__`` say of an option that it has not what to write instead; else it is as it was."""
-    names = list(inspect.signature(init).parameters)[1:]
-
-    @functools.wraps(init)
-    def checked(*args: P.args, **options: P.kwargs) -> None:
-        unknown = next((name for name in options if name not in names), None)
-        if unknown is not None:
-            raise TypeError(str(_no_option(unknown, options[unknown], names)))
-        init(*args, **options)
-
-    return checked
-
-
-def _no_option(name: str, value: Any, names: list[str]) -> InvalidOptionError:
-    nearest = [f"{each}=" for each in difflib.get_close_matches(name, names, 1)]
-    hint = OF_DATALOADER.get(name) or ", ".join(nearest) or f"one of {', '.join(names)}"
-    if name == "num_workers" and index_of(value) is not None:
-        hint = f"threads={value}"
-    return InvalidOptionError(SUBJECT, f"{name}= is no option of a loader", hint=hint)
