@@ -276,7 +276,7 @@ def test_a_file_that_was_replaced_is_read_as_it_was(tmp_path: Path) -> None:
 
 def test_h5py_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(nd.MissingDependencyError, match=r"pip install ndtorch\[h5\]"):
+    with pytest.raises(nd.MissingDependencyError, match=r"pip install h5py"):
         nd.write(tmp_path / "a.h5", {"x": np.ones(3)})
     assert os.listdir(tmp_path) == []
 

@@ -214,7 +214,7 @@ def test_telemetry_is_off_where_we_start_it_and_the_environment_is_left_as_it_wa
 
 def test_where_ray_is_missing_an_error_says_what_to_install(monkeypatch):
     monkeypatch.setattr(engine_module.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(nd.MissingDependencyError, match=r"ray is not installed. Hint: pip install ndtorch\[ray\]"):
+    with pytest.raises(nd.MissingDependencyError, match=r"ray is not installed. Hint: pip install ray"):
         check_engine("ray")
 
 

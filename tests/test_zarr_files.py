@@ -253,5 +253,5 @@ def test_a_killed_run_leaves_the_old_store_and_the_next_no_litter(tmp_path: Path
 
 def test_zarr_is_named_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zarr", None)
-    with pytest.raises(nd.MissingDependencyError, match=r"pip install ndtorch\[zarr\]"):
+    with pytest.raises(nd.MissingDependencyError, match=r"pip install 'zarr>=3'"):
         nd.write(tmp_path / "a.zarr", {"x": np.ones(3)})
