@@ -140,6 +140,7 @@ ORDER = (
     "ndtorch.loader.file_columns",
     "ndtorch.loader.ahead",
     "ndtorch.loader.parts",
+    "ndtorch.loader.movable",
     "ndtorch.loader.wishes",
     "ndtorch.loader.reading",
     "ndtorch.loader.pictures",

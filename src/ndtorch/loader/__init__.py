@@ -48,6 +48,8 @@ class Loader:
         average) are then read whole and kept, where all of them are within 256 MB for all loaders together.
         A file that is cut short meanwhile is a `FormatError`, that of a shard which is kept after some batches; where
         rows are mapped and the cut falls into their gather, it ends the process.
+        A tensor that torch moves meanwhile, as ``share_memory_`` does, alone or in a list, is an error in the loop that
+        runs; the next loop finds it where it is.
 
     Args:
         data: An array, a tensor or whatever `to_torch` makes a tensor of; a tuple, dict, dataclass or other structure

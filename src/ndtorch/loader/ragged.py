@@ -50,16 +50,25 @@ class ListColumn(Column):
         self._is_cast = set(readers.dtypes) != {row.numpy}
         self._is_jagged = len({shape[1:] for shape in readers.shapes}) == 1  # differs in length alone
 
+    def begin(self) -> None:
+        """Look where the arrays are."""
+        self._readers.begin()
+
     def take(self, rows: Rows, allocate: Allocate) -> tuple[Any, _native.GatherJob | None]:
         """Put the arrays together."""
-        arrays = tuple([self._readers.read(row) for row in rows.tolist()])
+        numbers = rows.tolist()
+        leaf = self._put_together(tuple([self._readers.read(row) for row in numbers]), allocate)
+        self._readers.check(numbers)
+        return leaf, None
+
+    def _put_together(self, arrays: tuple[AnyArray, ...], allocate: Allocate) -> Any:
         if self._padding is not None:
-            return padded(arrays, self._row, self._padding, allocate), None
+            return padded(arrays, self._row, self._padding, allocate)
         if self._is_equal:
-            return _stacked(arrays, arrays[0].shape, self._row, allocate, None), None
+            return _stacked(arrays, arrays[0].shape, self._row, allocate, None)
         if self._is_jagged:
-            return self._joined(arrays, allocate), None
-        return [_stacked((array,), array.shape, self._row, allocate, None)[0] for array in arrays], None
+            return self._joined(arrays, allocate)
+        return [_stacked((array,), array.shape, self._row, allocate, None)[0] for array in arrays]
 
     def _joined(self, arrays: Sequence[AnyArray], allocate: Allocate) -> list[torch.Tensor]:
         """A tensor for each, over one piece of memory."""
