@@ -75,7 +75,8 @@ class Loader:
             to its end for every epoch, with the global generators seeded by ``seed`` and the epoch, and is told the
             epoch where it has ``set_epoch``. It gives the part of this process alone. A list, an array or an iterator
             is read once, and what it holds is dealt to all ranks. Negative numbers count from the end.
-        batch_sampler: The same of lists of row numbers, one for each batch, of any lengths.
+        batch_sampler: The same of lists of row numbers, one for each batch, of any lengths. An empty one is a batch of
+            no rows; of a ``Dataset`` that is an error without ``collate_fn``, for nothing says what is in it.
         drop_last: Whether a last batch that would be smaller is left out.
         rank: Which of ``world_size`` processes this is: each gets a part of its own of every step, all take the same
             number of steps. None is what torch.distributed says, where it is initialised when the loader is made, and

@@ -70,6 +70,8 @@ class _Maker:
             rows = self._batches.rows(step).tolist()
         except Exception:
             return ""
+        if not rows:
+            return ", no rows"
         named = ", ".join(map(str, rows[:_NAMED_ROWS]))
         return f", rows {named}" if len(rows) <= _NAMED_ROWS else f", rows {named} and {len(rows) - _NAMED_ROWS} more"
 
