@@ -175,7 +175,7 @@ class _Watch:
 
 def _converted(array: AnyArray, spec: Spec, wishes: Wishes, path: str) -> Sources:
     """Take numbers that torch does not have, or numbers as Python's objects."""
-    words: dict[str, Any] = {} if wishes.float_row is None else {"float_dtype": wishes.float_row.torch}
+    words = wishes.casts()
     planned = explain(array, **words)
     if planned.error is not None:
         raise refusal(planned.error)

@@ -198,8 +198,7 @@ def _numbers(samples: list[Any], wishes: Wishes, *, in_sample: bool) -> torch.Te
 
 def _tensor_of(numbers: list[Any], wishes: Wishes) -> torch.Tensor:
     """Read numbers as `to_torch` does, so that a cast starts from their exact values."""
-    row = wishes.float_row
-    result: torch.Tensor = to_torch(numbers) if row is None else to_torch(numbers, float_dtype=row.torch)
+    result: torch.Tensor = to_torch(numbers, **wishes.casts())
     return result
 
 
