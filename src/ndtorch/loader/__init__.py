@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from .agreement import agreement_of
 from .batches import Batches
-from .checks import exclude, seed_of, switch, whole_number
+from .checks import SUBJECT, exclude, seed_of, switch, whole_number
 from .dealing import Batched, Dealing, Steps
 from .epoch import Beginning, Epoch
 from .file_columns import warn_of_scattered
@@ -18,6 +18,16 @@ from .placement import placement_of
 from .ranks import Ranks, ranks_of
 from .sources import SourceOptions, sources_of
 from .state import Progress
+
+_ANOTHER = "makes another loader"
+_FIXED = {  # what is public and stays as it is, and what to call instead of an assignment
+    "batch_size": f"ndtorch.Loader(data, batch_size=32) {_ANOTHER}",
+    "drop_last": f"ndtorch.Loader(data, batch_size=32, drop_last=True) {_ANOTHER}",
+    "rank": f"ndtorch.Loader(data, rank=1, world_size=2) {_ANOTHER}",
+    "world_size": f"ndtorch.Loader(data, rank=1, world_size=2) {_ANOTHER}",
+    "seed": f"ndtorch.Loader(data, shuffle=True, seed=1) {_ANOTHER}",
+    "epoch": "loader.set_epoch(1) makes the next loop that epoch",
+}
 
 
 class Loader:
@@ -31,7 +41,8 @@ class Loader:
     Every loop over it is one epoch with an order of its own, which depends on the seed and the number of the epoch and
     on nothing else: make one loader for all epochs, for a new one begins with epoch 0 and its order. A loop begins with
     its first batch; one that is left early is an epoch too, and of two at once each is one. Batches have the structure
-    of the data, each leaf with the rows of the batch.
+    of the data, each leaf with the rows of the batch. What a loader was made with stays: `set_epoch` and
+    `load_state_dict` change where it stands, and no attribute below can be set.
 
     Memory:
         The data is read, never written and never copied as a whole; do not change it while a loop runs. Every batch is
@@ -178,6 +189,11 @@ class Loader:
         self._wishes = wishes_of(threads, prefetch)
         if not draws_for_itself(self._ordering):
             len(self)  # says what cannot be dealt before a loop begins
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and (name in vars(self) or hasattr(type(self), name)):
+            raise AttributeError(f"{SUBJECT}: {name} cannot be set once the loader is made. Hint: {_FIXED[name]}.")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         order = self._ordering.facts()["order"]

@@ -160,7 +160,7 @@ class Epoch(Iterator[Any]):
         begin, self._begin = self._begin, None
         if begin is not None:
             begun = begin()
-            if not begun.dealing.steps:
+            if begun.dealing.steps <= 0:
                 self._ended = begun.ended
                 return None
             maker = _Maker(begun.batches, begun.placement, begun.dealing.steps, begun.pace.group)
