@@ -297,7 +297,7 @@ class Loader:
         >>> [batch.tolist() for batch in loader] == first
         True
         """
-        self._progress.set_epoch(whole_number("epoch", epoch, least=0))
+        self._progress.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Say where the loop stands: what has been handed out, not what has been gathered ahead.

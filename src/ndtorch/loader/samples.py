@@ -203,7 +203,7 @@ def _tensor_of(numbers: list[Any], wishes: Wishes) -> torch.Tensor:
 
 
 def _lists_sources(samples: list[list[Any]], wishes: Wishes, path: str) -> Sources:
-    """Lists of numbers: one array where they are equally long, else one after the other."""
+    """Lists of numbers: one array where they are equally long, else, or all empty, one after the other: ragged rows."""
     pad_value = wishes.padding_at(path)
     try:
         if pad_value is None and is_list_of_numbers(samples):
