@@ -184,6 +184,19 @@ def test_tensor_that_torch_moves_is_an_error_and_the_next_loop_finds_it() -> Non
     assert_same(torch.cat(list(loader)), torch.arange(1.0, 7.0))
 
 
+def test_a_tensor_that_another_loop_has_found_again_is_an_error_in_the_loop_that_began_before() -> None:
+    tensor = torch.arange(6.0)
+    loader = nd.Loader(tensor, 2, threads=0, prefetch=0)
+    first, same = iter(loader), iter(loader)
+    assert_same([next(first), next(same)], [torch.tensor([0.0, 1.0])] * 2)
+    tensor.share_memory_()
+    assert_same(next(iter(loader)), torch.tensor([0.0, 1.0]))
+    for loop in (first, same):
+        with pytest.raises(nd.NdtorchError, match="torch has moved"):
+            next(loop)
+    assert_same(torch.cat(list(loader)), torch.arange(6.0))
+
+
 def uint8_pictures() -> list[torch.Tensor]:
     return [torch.full((4, 5, 3), i, dtype=torch.uint8) for i in range(6)]
 
