@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import h5py
@@ -61,6 +62,27 @@ def test_a_dataset_that_is_resized_names_itself_and_the_row(tmp_path, shape):
 
 
 # --- options that are no options
+
+
+@pytest.mark.parametrize("name", ["batch_size", "drop_last", "rank", "world_size", "seed", "epoch"])
+@pytest.mark.parametrize("value", [2.5, -3, 5])
+def test_what_a_loader_was_made_with_cannot_be_set_and_the_hint_is_a_call_that_does_it(name, value):
+    loader = nd.Loader(ROWS, 2)
+    with pytest.raises(
+        AttributeError, match=f"^Loader: {name} cannot be set once the loader is made. Hint: "
+    ) as raised:
+        setattr(loader, name, value)
+    assert [batch.tolist() for batch in loader] == [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    call = str(raised.value).partition("Hint: ")[2].partition(" makes ")[0]
+    made = eval(call, {"ndtorch": nd, "loader": loader, "data": np.arange(64)})
+    assert getattr(made or loader, name) != getattr(nd.Loader(ROWS, 2), name)
+
+
+def test_other_attributes_of_a_loader_are_anyones():
+    loader = nd.Loader(ROWS, 2)
+    loader.name = "train"
+    assert copy.copy(loader).name == "train"
+    assert copy.copy(loader).batch_size == 2
 
 
 def test_masked_weights_are_refused_and_not_taken_for_what_the_mask_hides():

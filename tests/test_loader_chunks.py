@@ -22,16 +22,19 @@ import zarr
 from comparison import assert_same, tensor_holding
 
 import ndtorch as nd
-from ndtorch import FormatError, ShapeMismatchError, UnsupportedTypeError
+from ndtorch import FormatError, ShapeMismatchError, UnsupportedDtypeError, UnsupportedTypeError
 from ndtorch.loader import chunk_cache, chunk_rows, file_columns
 from ndtorch.loader.chunk_cache import ChunkCache
 from ndtorch.loader.chunk_rows import ChunkRows, Piece, StretchRows, rows_of_piece
 from ndtorch.loader.live_arrays import piece_of
 from ndtorch.loader.memory_left import _read, memory_left
+from ndtorch.loader.parts import SourceOptions
+from ndtorch.loader.wishes import Wishes
 
 ROWS, ROW = 2_000, 1_000
 PER = 100  # rows of a chunk
 DATA = np.random.default_rng(0).integers(0, 256, (ROWS, ROW), dtype=np.uint8)
+WISHES = Wishes(SourceOptions())
 
 
 class Counted:
@@ -59,7 +62,7 @@ def cache(monkeypatch) -> ChunkCache:
 def counted(monkeypatch) -> Counted:
     """What a loader takes every object of the class `Counted` for."""
     counted = Counted()
-    monkeypatch.setattr(file_columns, "piece_of", lambda value: value.piece if isinstance(value, Counted) else None)
+    monkeypatch.setattr(file_columns, "piece_of", lambda value, _: value.piece if isinstance(value, Counted) else None)
     return counted
 
 
@@ -443,7 +446,7 @@ def test_what_may_be_written_to_is_decoded_once_in_every_loop_and_all_else_once_
     keep(monkeypatch, 2 * DATA.nbytes)
     for is_live, times in ((True, 3), (False, 1)):
         counted = Counted()
-        monkeypatch.setattr(file_columns, "piece_of", lambda _, c=counted, i=is_live: c.piece._replace(is_live=i))
+        monkeypatch.setattr(file_columns, "piece_of", lambda *_, c=counted, i=is_live: c.piece._replace(is_live=i))
         loader = nd.Loader(object(), 64, shuffle=True, threads=2)
         for _ in range(3):
             assert sum(len(batch) for batch in loader) == ROWS
@@ -454,11 +457,11 @@ def test_an_array_that_is_open_for_reading_alone_keeps_its_chunks(tmp_path):
     live_chunks(tmp_path).file.close()
     live_zarr(tmp_path)
     with h5py.File(tmp_path / "a.h5") as file:
-        assert not piece_of(file["x"]).is_live
-    assert not piece_of(zarr.open_array(tmp_path / "a.zarr", mode="r")).is_live
+        assert not piece_of(file["x"], WISHES).is_live
+    assert not piece_of(zarr.open_array(tmp_path / "a.zarr", mode="r"), WISHES).is_live
     with h5py.File(tmp_path / "a.h5", "r+") as file:
-        assert piece_of(file["x"]).is_live
-    assert piece_of(zarr.open_array(tmp_path / "a.zarr", mode="r+")).is_live
+        assert piece_of(file["x"], WISHES).is_live
+    assert piece_of(zarr.open_array(tmp_path / "a.zarr", mode="r+"), WISHES).is_live
 
 
 def test_a_compound_dataset_is_a_dict_of_its_fields(tmp_path):
@@ -560,6 +563,56 @@ def test_a_dask_array_with_masks_or_without_rows_is_refused_before_the_loop():
     assert "dask.array.ma.filled" in caught.value.hint
     with pytest.raises(UnsupportedTypeError, match=r"^Loader: dask array 'sum.*' has no rows"):
         nd.Loader(lazy.sum())
+
+
+@pytest.mark.parametrize("length", [4, None], ids=["rows happen to be equal", "rows of any length"])
+def test_a_dataset_of_varying_length_is_refused_before_the_loop_and_told_what_is_taken(tmp_path, length):
+    rows = [np.full(length or 3 + i, i, np.float32) for i in range(3)]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        dataset = file.create_dataset("x", 3, h5py.vlen_dtype(np.float32))
+        records = file.create_dataset("r", 3, [("n", "i4"), ("v", h5py.vlen_dtype(np.float32))])
+        for i, row in enumerate(rows):
+            dataset[i], records[i] = row, (i, row)
+        with pytest.raises(UnsupportedTypeError, match=r"dataset 'x' holds values of varying length") as caught:
+            nd.Loader({"x": dataset})
+        given = eval(caught.value.hint.partition(" is ")[0], {"dataset": dataset})
+        assert_same(next(iter(nd.Loader(given, sampler=[2])))[0], torch.from_numpy(rows[2]))
+        with pytest.raises(UnsupportedTypeError, match=r"dataset 'r' holds fields with values of varying") as caught:
+            nd.Loader(records)
+        given = eval(caught.value.hint.partition(" has ")[0], {"dataset": records})
+        assert next(iter(nd.Loader(given, sampler=[2])))["n"].tolist() == [2]
+
+
+def long_doubles(kind, file):
+    if kind == "dask":
+        return dask.array.from_array(DATA.astype(np.longdouble), chunks=(PER, 400))
+    dataset = file.create_dataset("x", data=DATA.astype(np.longdouble), chunks=(PER, ROW))
+    return file if kind == "group" else dataset
+
+
+@pytest.mark.parametrize("float_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ["dataset", "group", "dask"])
+def test_long_doubles_are_cast_as_they_are_in_memory(tmp_path, kind, float_dtype):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        data = long_doubles(kind, file)
+        batch = next(iter(nd.Loader(data, 100, float_dtype=float_dtype)))
+        expected = next(iter(nd.Loader(DATA.astype(np.longdouble), 100, float_dtype=float_dtype)))
+        assert_same(batch["x"] if kind == "group" else batch, expected)
+        with pytest.raises(UnsupportedDtypeError, match=r"^Loader: cannot convert .* torch has no") as caught:
+            nd.Loader(data)
+        with pytest.raises(UnsupportedDtypeError) as in_memory:
+            nd.Loader(np.ones(3, np.longdouble))
+        assert caught.value.hint == in_memory.value.hint
+
+
+@pytest.mark.parametrize("float_dtype", ["float16", "float64", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["?", "i8", "u1", "f2", ">f4", "f8", "c8", "S3"])
+def test_float_dtype_casts_what_floats_of_a_live_dataset_as_in_memory(tmp_path, dtype, float_dtype):
+    values = DATA[:9, :4].astype(dtype)
+    (expected,) = nd.Loader(values, 9, float_dtype=float_dtype)
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        for data in (file.create_dataset("x", data=values), dask.array.from_array(values, chunks=(4, 4))):
+            assert_same(*nd.Loader(data, 9, float_dtype=float_dtype), expected)
 
 
 def test_columns_of_different_media_have_to_be_of_one_length(tmp_path):

@@ -54,8 +54,8 @@ class FaultyMemory(MemoryColumn):
         return super().take(rows, allocate)
 
 
-def loader_over(*columns: Column, **options: Any) -> nd.Loader:
-    loader = nd.Loader(tuple(np.zeros((column.length, 64)) for column in columns), 4, **options)
+def loader_over(*columns: Column, batch_size: int = 4, **options: Any) -> nd.Loader:
+    loader = nd.Loader(tuple(np.zeros((column.length, 64)) for column in columns), batch_size, **options)
     loader._sources.columns[:] = columns
     return loader
 
@@ -151,8 +151,7 @@ class TestErrors:
         assert raised.__notes__ == [f"at batch {batch} of the loop, rows {', '.join(map(str, order[batch]))}"]
 
     def test_a_large_batch_names_its_first_rows(self) -> None:
-        loader = loader_over(Faulty(100, raising(ValueError("broken")), 30), threads=0)
-        loader.batch_size = 40
+        loader = loader_over(Faulty(100, raising(ValueError("broken")), 30), threads=0, batch_size=40)
         _, raised = taken(iter(loader))
         assert raised is not None
         assert raised.__notes__ == ["at batch 0 of the loop, rows 0, 1, 2, 3, 4, 5, 6, 7 and 32 more"]

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from comparison import assert_same
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DistributedSampler,
     RandomSampler,
     Sampler,
     SequentialSampler,
     SubsetRandomSampler,
+    TensorDataset,
     WeightedRandomSampler,
 )
 
@@ -365,6 +368,57 @@ def test_a_batch_sampler_that_never_ends_is_an_error_in_the_end(monkeypatch: pyt
 
     with pytest.raises(nd.InvalidOptionError, match="batch_sampler=Endless has given 1000 numbers"):
         next(iter(nd.Loader(ROWS, batch_sampler=Endless())))
+
+
+PICTURE = np.ones((4, 5, 3), np.uint8)
+LISTS = {
+    "equal arrays": ([np.ones((2, 3))] * 3, {}),
+    "equal arrays cast": ([np.ones((2, 3))] * 3, {"float_dtype": "float32"}),
+    "arrays of any length": ([np.ones((2 + i, 3)) for i in range(3)], {}),
+    "arrays of any length cast": ([np.ones((2 + i, 3)) for i in range(3)], {"float_dtype": "float32"}),
+    "arrays of any shape": ([np.ones((2 + i, 3 - i)) for i in range(3)], {}),
+    "lists of numbers": ([[1, 2], [3], []], {}),
+    "numbers": ([1, 2, 3], {}),
+    "texts": (["a", "b", "c"], {}),
+    "pictures": ([PICTURE] * 3, {"image": True}),
+    "grey pictures": ([PICTURE[..., 0]] * 3, {"image": True}),
+    "pictures with channels last": ([PICTURE] * 3, {"image": {"memory_format": torch.channels_last}}),
+    "pictures of any size": ([PICTURE[i:] for i in range(3)], {"image": True}),
+    "rows of an array": (np.ones((3, 2)), {}),
+}
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+@pytest.mark.parametrize("kind", LISTS)
+def test_an_empty_batch_is_as_another_one_without_its_rows(kind: str, threads: int) -> None:
+    data, options = LISTS[kind]
+    one, none = nd.Loader(data, batch_sampler=[[0], []], threads=threads, **options)
+    assert_same(none, one[:0])
+
+
+@pytest.mark.parametrize("kind", ["arrays of any length", "equal arrays", "lists of numbers"])
+def test_an_empty_batch_of_padded_rows_is_no_rows_and_no_lengths(kind: str) -> None:
+    (rows, lengths), (none, no_lengths) = nd.Loader(LISTS[kind][0], batch_sampler=[[0], []], pad_value=0)
+    assert_same((none, no_lengths), (rows[:0, :0], lengths[:0]))
+
+
+@pytest.mark.parametrize("options", [{}, {"float_dtype": "float32"}], ids=str)
+def test_an_empty_batch_of_padded_files_is_no_rows_and_no_lengths(tmp_path: Path, options: dict[str, str]) -> None:
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", np.ones((2 + i, 3)))
+    files = nd.read(tmp_path).values()
+    (rows, lengths), (none, no_lengths) = nd.Loader(files, batch_sampler=[[0], []], pad_value=0, **options)
+    assert_same((none, no_lengths), (rows[:0, :0], lengths[:0]))
+
+
+def test_an_empty_batch_of_a_dataset_is_for_collate_fn_to_make() -> None:
+    data = ConcatDataset([TensorDataset(torch.arange(3))])
+    with pytest.raises(nd.InvalidOptionError, match=r"no samples of ConcatDataset.*; expected at least one") as raised:
+        list(nd.Loader(data, batch_sampler=[[0], []]))
+    assert raised.value.__notes__ == ["at batch 1 of the loop, no rows"]
+    makes = eval(raised.value.hint.removeprefix("collate_fn=").partition(" has ")[0], {"ndtorch": nd})
+    assert list(nd.Loader(data, batch_sampler=[[0], []], collate_fn=makes)) == [(torch.tensor([0]),), None]
+    assert list(nd.Loader(data, batch_sampler=[[0], []], collate_fn=len)) == [1, 0]
 
 
 # ---- going on in the midst of an epoch ----

@@ -25,6 +25,7 @@ from strategies import DTYPES, SHAREABLE, UNSHAREABLE, arrays, can_be, filled, t
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset, random_split
 
 import ndtorch as nd
+from ndtorch import _bridge
 
 BATCH = 3
 
@@ -182,6 +183,102 @@ def test_tensor_that_torch_moves_is_an_error_and_the_next_loop_finds_it() -> Non
         next(loop)
     tensor += 1
     assert_same(torch.cat(list(loader)), torch.arange(1.0, 7.0))
+
+
+def test_a_tensor_that_another_loop_has_found_again_is_an_error_in_the_loop_that_began_before() -> None:
+    tensor = torch.arange(6.0)
+    loader = nd.Loader(tensor, 2, threads=0, prefetch=0)
+    first, same = iter(loader), iter(loader)
+    assert_same([next(first), next(same)], [torch.tensor([0.0, 1.0])] * 2)
+    tensor.share_memory_()
+    assert_same(next(iter(loader)), torch.tensor([0.0, 1.0]))
+    for loop in (first, same):
+        with pytest.raises(nd.NdtorchError, match="torch has moved"):
+            next(loop)
+    assert_same(torch.cat(list(loader)), torch.arange(6.0))
+
+
+def uint8_pictures() -> list[torch.Tensor]:
+    return [torch.full((4, 5, 3), i, dtype=torch.uint8) for i in range(6)]
+
+
+LISTS_OF_TENSORS: dict[str, tuple[Callable[[], list[torch.Tensor]], dict[str, Any]]] = {
+    "equal": (lambda: [torch.full((9,), float(i)) for i in range(6)], {}),
+    "ragged": (lambda: [torch.full((9 + i,), float(i)) for i in range(6)], {}),
+    "cast": (lambda: [torch.full((9 + i,), float(i)) for i in range(6)], {"float_dtype": "float64"}),
+    "of any shape": (lambda: [torch.full((2 + i, 9 - i), float(i)) for i in range(6)], {}),
+    "padded": (lambda: [torch.full((9 + i,), float(i)) for i in range(6)], {"pad_value": -1}),
+    "views of one": (lambda: list(torch.arange(12.0).reshape(6, 2).unbind()), {}),
+    "pictures": (uint8_pictures, {"image": True}),
+    "pictures as planes": (uint8_pictures, {"image": {"dtype": "uint8", "scale": False}}),
+    "pictures of any size": (lambda: [picture[: 2 + i] for i, picture in enumerate(uint8_pictures())], {"image": True}),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS_OF_TENSORS)
+@pytest.mark.parametrize("in_dict", [False, True], ids=["list", "dicts"])
+def test_tensors_of_a_list_that_torch_moves_are_an_error_and_the_next_loop_finds_them(kind: str, in_dict: bool) -> None:
+    make, options = LISTS_OF_TENSORS[kind]
+    tensors, expected = make(), make()
+    for tensor in expected:
+        tensor += 1
+
+    def loader_of(tensors: list[torch.Tensor]) -> nd.Loader:
+        return nd.Loader([{"x": tensor} for tensor in tensors] if in_dict else tensors, 2, threads=0, **options)
+
+    loader = loader_of(tensors)
+    loop = iter(loader)
+    next(loop)
+    for tensor in tensors:
+        tensor.share_memory_()
+        tensor += 1
+    with pytest.raises(nd.NdtorchError, match="torch has moved") as raised:
+        next(loop)
+    assert raised.value.__notes__[0] == ("at row 2 of data['x']" if in_dict else "at row 2 of data")
+    assert_same(list(loader), list(loader_of(expected)))
+
+
+def test_a_tensor_of_a_list_that_torch_moves_while_it_is_gathered_is_an_error() -> None:
+    tensors = [torch.full((9,), float(i)) for i in range(6)]
+    (column,) = nd.Loader(tensors, 2)._sources.columns
+
+    def allocate_and_move(shape: tuple[int, ...], row: Any) -> tuple[torch.Tensor, Any]:
+        tensors[1].share_memory_()
+        return _bridge.fresh(shape, row)
+
+    with pytest.raises(nd.NdtorchError, match="torch has moved") as raised:
+        column.take(np.array([0, 1]), allocate_and_move)
+    assert raised.value.index == (1,)
+
+
+def test_a_tensor_of_a_list_that_has_become_another_one_is_named() -> None:
+    tensors = [torch.zeros(9) for _ in range(6)]
+    loader = nd.Loader(tensors, 2, threads=0)
+    tensors[4].data = torch.zeros(8)
+    with pytest.raises(nd.NdtorchError, match=r"has become another one .* expected f32\[9\]") as raised:
+        next(iter(loader))
+    assert raised.value.__notes__ == ["at row 4 of data"]
+
+
+def test_tensors_of_a_list_are_found_again_beside_what_is_read_late(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    tensors = [torch.full((9,), float(i)) for i in range(2)]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        loader = nd.Loader([*tensors, file.create_dataset("x", data=np.ones(9, np.float32))], 3, threads=0)
+        for tensor in tensors:
+            tensor.share_memory_()
+            tensor += 7
+        assert [row[0].item() for row in next(iter(loader))] == [7.0, 8.0, 1.0]
+
+
+def test_a_list_of_tensors_over_arrays_takes_them_where_they_stay() -> None:
+    arrays = [np.full(9, float(i)) for i in range(6)]
+    tensors = list(map(nd.to_torch, arrays))
+    loader = nd.Loader(tensors, 6, threads=0)
+    loop = iter(loader)
+    for tensor in tensors:
+        tensor.share_memory_()
+    assert_same(next(loop), torch.from_numpy(np.stack(arrays)))
 
 
 # ---- memory maps ----

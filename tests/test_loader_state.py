@@ -121,6 +121,28 @@ def test_set_epoch_makes_the_next_loop_that_epoch(order: str) -> None:
     assert batches(loader) == expected[1]
 
 
+def test_whatever_state_there_is_can_be_loaded_and_no_epoch_follows_the_last_one() -> None:
+    loader = make("shuffled")
+    last = 2**63 - 2
+    with pytest.raises(nd.InvalidOptionError, match=f"epoch={last + 1} has no meaning; expected at most {last}"):
+        loader.set_epoch(last + 1)
+    for left_early in (True, False):
+        loader.set_epoch(last)
+        loop = iter(loader)
+        next(loop)
+        if not left_early:
+            assert len(list(loop)) == len(loader) - 1
+            other = make("shuffled")
+            other.load_state_dict(loader.state_dict())
+            assert other.state_dict() == loader.state_dict()
+            with pytest.raises(nd.InvalidOptionError, match=f"expected at most {last}"):
+                next(iter(other))
+        with pytest.raises(nd.InvalidOptionError, match=f"expected at most {last}"):
+            next(iter(loader))
+    loader.set_epoch(0)
+    assert batches(loader) == batches(make("shuffled"))
+
+
 def test_set_epoch_begins_an_epoch_again_that_was_left() -> None:
     loader = make("shuffled")
     for epoch in range(3):

@@ -146,15 +146,16 @@ def test_ctrl_c_while_a_thread_starts_keeps_no_data_alive(monkeypatch: pytest.Mo
 
 NO_MORE = """
 import resource
-loader = nd.Loader(np.ones((4000, 2500), np.float32), 200, threads=0)
+data = np.ones((4000, 2500), np.float32)
+loader, large = (nd.Loader(data, size, threads=0) for size in (200, 2000))
+large._placement = loader._placement
 kept = list(loader)
 del kept
 if loader._placement.blocks.idle_bytes < 30_000_000: os._exit(3)
 with open("/proc/self/statm") as statm: used = int(statm.read().split()[0]) * os.sysconf("SC_PAGESIZE")
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20),) * 2)
-loader.batch_size = 2000
 try:
-    found = [len(batch) for batch in loader]
+    found = [len(batch) for batch in large]
 except MemoryError:
     os._exit(4)
 if found != [2000, 2000]: os._exit(5)

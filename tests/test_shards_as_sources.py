@@ -50,7 +50,7 @@ def shards_of(place: Path) -> list[str]:
 def test_they_are_read_in_the_order_of_their_index(to, home, source):
     nd.convert_many(source, f"{home}/ones", shard_size=16, to=to)
     assert len(nd.read(f"{home}/ones")["data"]) == len(ROWS)
-    nd.convert_many(f"{home}/ones", f"{home}/twos", shard_size="1MB", engine="threads")
+    nd.convert_many(f"{home}/ones", f"{home}/twos", shard_size="1MB", engine="threads", workers=1)
     assert rows_of(f"{home}/twos") == ROWS.tolist()
 
 

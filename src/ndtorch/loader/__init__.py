@@ -9,7 +9,7 @@ from .._errors import UnsupportedTypeError
 from .._keywords import names_what_is_meant
 from .agreement import agreement_of
 from .batches import Batches
-from .checks import OF_DATALOADER, exclude, seed_of, switch, whole_number
+from .checks import OF_DATALOADER, SUBJECT, exclude, seed_of, switch, whole_number
 from .dealing import Batched, Dealing, Steps
 from .epoch import Beginning, Epoch
 from .file_columns import warn_of_scattered
@@ -20,6 +20,16 @@ from .placement import placement_of
 from .ranks import Ranks, ranks_of
 from .sources import SourceOptions, sources_of
 from .state import Progress
+
+_ANOTHER = "makes another loader"
+_FIXED = {  # what is public and stays as it is, and what to call instead of an assignment
+    "batch_size": f"ndtorch.Loader(data, batch_size=32) {_ANOTHER}",
+    "drop_last": f"ndtorch.Loader(data, batch_size=32, drop_last=True) {_ANOTHER}",
+    "rank": f"ndtorch.Loader(data, rank=1, world_size=2) {_ANOTHER}",
+    "world_size": f"ndtorch.Loader(data, rank=1, world_size=2) {_ANOTHER}",
+    "seed": f"ndtorch.Loader(data, shuffle=True, seed=1) {_ANOTHER}",
+    "epoch": "loader.set_epoch(1) makes the next loop that epoch",
+}
 
 
 class Loader:
@@ -33,7 +43,8 @@ class Loader:
     Every loop over it is one epoch with an order of its own, which depends on the seed and the number of the epoch and
     on nothing else: make one loader for all epochs, for a new one begins with epoch 0 and its order. A loop begins with
     its first batch; one that is left early is an epoch too, and of two at once each is one. Batches have the structure
-    of the data, each leaf with the rows of the batch.
+    of the data, each leaf with the rows of the batch. What a loader was made with stays: `set_epoch` and
+    `load_state_dict` change where it stands, and no attribute below can be set.
 
     Memory:
         The data is read, never written and never copied as a whole; do not change it while a loop runs. Every batch is
@@ -50,6 +61,8 @@ class Loader:
         average) are then read whole and kept, where all of them are within 256 MB for all loaders together.
         A file that is cut short meanwhile is a `FormatError`, that of a shard which is kept after some batches; where
         rows are mapped and the cut falls into their gather, it ends the process.
+        A tensor that torch moves meanwhile, as ``share_memory_`` does, alone or in a list, is an error in the loop that
+        runs; the next loop finds it where it is.
 
     Args:
         data: An array, a tensor or whatever `to_torch` makes a tensor of; a tuple, dict, dataclass or other structure
@@ -78,7 +91,8 @@ class Loader:
             is read once, is the order of every epoch, and what it holds is dealt to all ranks;
             ``torch.utils.data.SubsetRandomSampler(rows)`` takes the same rows in an order of their own for every epoch.
             Negative numbers count from the end.
-        batch_sampler: The same of lists of row numbers, one for each batch, of any lengths.
+        batch_sampler: The same of lists of row numbers, one for each batch, of any lengths. An empty one is a batch of
+            no rows; of a ``Dataset`` that is an error without ``collate_fn``, for nothing says what is in it.
         drop_last: Whether a last batch that would be smaller is left out.
         rank: Which of ``world_size`` processes this is: each gets a part of its own of every step, all take the same
             number of steps. None is what torch.distributed says, where it is initialised when the loader is made, and
@@ -183,6 +197,11 @@ class Loader:
         self._wishes = wishes_of(threads, prefetch)
         if not draws_for_itself(self._ordering):
             len(self)  # says what cannot be dealt before a loop begins
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _FIXED and (name in vars(self) or hasattr(type(self), name)):
+            raise AttributeError(f"{SUBJECT}: {name} cannot be set once the loader is made. Hint: {_FIXED[name]}.")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         order = self._ordering.facts()["order"]
@@ -295,7 +314,7 @@ class Loader:
         >>> [batch.tolist() for batch in loader] == first
         True
         """
-        self._progress.set_epoch(whole_number("epoch", epoch, least=0))
+        self._progress.set_epoch(epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Say where the loop stands: what has been handed out, not what has been gathered ahead.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import _bridge, _memory, _native
+from .. import _memory, _native
 from .._convert import explain, to_torch
 from .._dtypes import DType, from_numpy_dtype
 from .._errors import NdtorchError, UnsupportedTypeError
@@ -18,6 +18,7 @@ from .._spec import Spec, describe, numbers_inside
 from .._stack import array_of, readable, shrunk
 from ..foreign import Memory, Parts, Unread
 from .columns import Allocate, AnyArray, Column, MemoryColumn, PickedColumn, Pictures, WatchedColumn
+from .movable import MovableArray
 from .orders import Rows
 from .parts import SUBJECT, Sources, combined, single
 from .pictures import hint_at, pictures_of
@@ -183,24 +184,17 @@ def form_of(
 
 
 class _Watch:
-    """Whether memory is still there: a file may be truncated, and torch may move a tensor (pytorch#51849)."""
+    """Whether memory is still there: a file may be truncated, and torch may move a tensor."""
 
     def __init__(self, array: AnyArray, mapping: FileMapping | None, tensor: torch.Tensor | None) -> None:
         self._array = array
         self._mapping = mapping
-        self._tensor = tensor
-        self._address = 0 if tensor is None else _bridge.const_data_ptr(tensor)
+        self._movable = None if tensor is None else MovableArray(tensor, array)
 
     def find(self) -> AnyArray:
         """Give the array where it is now."""
-        if self._tensor is not None and _bridge.const_data_ptr(self._tensor) != self._address:
-            array = array_of(self._tensor, SUBJECT)
-            if (array.shape, array.dtype) != (self._array.shape, self._array.dtype):
-                expected, got = describe(self._array), describe(self._tensor)
-                fact = "a tensor has become another one since the loader was made"
-                raise NdtorchError(SUBJECT, fact, expected=expected, got=got, hint="make the loader anew")
-            self._array = array
-            self._address = _bridge.const_data_ptr(self._tensor)
+        if self._movable is not None:
+            self._array = self._movable.find()
         self.check()
         return self._array
 
@@ -208,14 +202,13 @@ class _Watch:
         """Raise where it is not what it was."""
         if self._mapping is not None and self._mapping.has_shrunk():
             raise shrunk(self._array, self._mapping, SUBJECT)
-        if self._tensor is not None and _bridge.const_data_ptr(self._tensor) != self._address:
-            fact = f"torch has moved {describe(self._tensor)} to other memory while a loop was running"
-            raise NdtorchError(SUBJECT, fact, hint="tensor.share_memory_() before the loop begins")
+        if self._movable is not None:
+            self._movable.checked()
 
 
 def _converted(array: AnyArray, spec: Spec, wishes: Wishes, path: str) -> Sources:
     """Take numbers that torch does not have, or numbers as Python's objects."""
-    words: dict[str, Any] = {} if wishes.float_row is None else {"float_dtype": wishes.float_row.torch}
+    words = wishes.casts()
     planned = explain(array, **words)
     if planned.error is not None:
         raise refusal(planned.error, hint=hint_at_objects(array, path) if spec.form == "object" else None)

@@ -30,6 +30,7 @@ class Column:
         scattered: What rows in random order cost, where that is more than rows in any other, in words that end "in
             random order ...".
         fingerprint: What tells rows from others, as far as that is known without reading them.
+        moves: How often they have been found elsewhere as a loop began.
     """
 
     length: int
@@ -40,6 +41,7 @@ class Column:
     read_ahead: int = 1 << 26
     scattered: str = ""
     fingerprint: str = ""
+    moves: int = 0
 
     def take(self, rows: Rows, allocate: Allocate) -> tuple[Any, _native.GatherJob | None]:
         """Give the leaf of a batch, and the gather that fills it, where it is not filled yet.
@@ -180,10 +182,13 @@ class WatchedColumn(MemoryColumn):
     ) -> None:
         super().__init__(source, row, is_mapped=is_mapped, pictures=pictures)
         self._find, self._check = find, check
+        self._found = source
 
     def begin(self) -> None:
         """Look where the rows are."""
         source = self._find()
+        self.moves += source is not self._found
+        self._found = source
         self._source = source if self._pictures is None else self._pictures.of(source)
 
     def check(self) -> None:

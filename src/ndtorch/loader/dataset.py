@@ -114,6 +114,10 @@ class SamplesColumn(Column):
     def take(self, rows: Rows, allocate: Allocate) -> tuple[Any, _native.GatherJob | None]:
         """Make the samples and the batch of them."""
         numbers: list[int] = rows.tolist()
+        if not numbers and self._collate is None:
+            fact = f"batch_sampler= asks for a batch of no samples of {self._name}, and only samples say what is in one"
+            hint = "collate_fn=lambda samples: ndtorch.collate(samples) if samples else None has None for it"
+            raise InvalidOptionError(SUBJECT, fact, expected="at least one", got="none", hint=hint)
         with self._turns.taken() if self._turns is not None else nullcontext():
             samples = self._samples(numbers)
             if self._collate is not None:

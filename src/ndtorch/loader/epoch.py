@@ -70,6 +70,8 @@ class _Maker:
             rows = self._batches.rows(step).tolist()
         except Exception:
             return ""
+        if not rows:
+            return ", no rows"
         named = ", ".join(map(str, rows[:_NAMED_ROWS]))
         return f", rows {named}" if len(rows) <= _NAMED_ROWS else f", rows {named} and {len(rows) - _NAMED_ROWS} more"
 
@@ -158,7 +160,7 @@ class Epoch(Iterator[Any]):
         begin, self._begin = self._begin, None
         if begin is not None:
             begun = begin()
-            if not begun.dealing.steps:
+            if begun.dealing.steps <= 0:
                 self._ended = begun.ended
                 return None
             maker = _Maker(begun.batches, begun.placement, begun.dealing.steps, begun.pace.group)

@@ -18,9 +18,10 @@ from .file_rows import FileRows, Form, fields_of
 from .live_arrays import is_group, members_of, piece_of
 from .sample_files import column_of_samples, opened_at
 from .stored_rows import rows_of_array
+from .wishes import Wishes
 
 
-def opened(data: Any) -> Any:
+def opened(data: Any, wishes: Wishes) -> Any:
     """What something stands for that is in files: a dict, rows or samples; None for whatever is not.
 
     A path is what `read` makes of it; the arrays of a file or a group are a dict by name.
@@ -38,11 +39,11 @@ def opened(data: Any) -> Any:
     if isinstance(data, LazyArray):
         return fields_of(rows_of_array(data.stored))
     if is_group(data):
-        return members_of(data)
+        return members_of(data, wishes)
     samples = rows_in_files(data)
     if samples is not None:
         return samples
-    piece = piece_of(data)
+    piece = piece_of(data, wishes)
     return None if piece is None else fields_of(rows_of_piece(piece))
 
 

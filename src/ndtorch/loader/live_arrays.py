@@ -10,8 +10,11 @@ import numpy.typing as npt
 
 from .._convert import explain
 from .._errors import FormatError, NdtorchError, UnsupportedTypeError
+from ..foreign import Refused, recognise
 from ..foreign.dask import Chunks
+from .arrays import refusal
 from .chunk_rows import Piece
+from .wishes import Wishes
 
 AnyArray = npt.NDArray[Any]
 
@@ -26,41 +29,54 @@ def is_group(value: Any) -> bool:
     return isinstance(value, (_class("h5py", "Group"), _class("zarr", "Group")))
 
 
-def members_of(group: Any) -> dict[str, Any]:
+def members_of(group: Any, wishes: Wishes) -> dict[str, Any]:
     """The arrays and groups in a group.
 
     Raises:
         NdtorchError: It cannot be read, such as that its file is closed.
     """
-    planned = explain(group, to="torch")
+    planned = explain(group, to="torch", **wishes.casts())
     if planned.error is not None:
-        raise planned.error.renamed("Loader")
+        raise refusal(planned.error)
     return {name: group[name] for name in sorted(group) if hasattr(group[name], "shape") or is_group(group[name])}
 
 
-def piece_of(value: Any) -> Piece | None:
+def piece_of(value: Any, wishes: Wishes) -> Piece | None:
     """An array that is decoded by its library; None for whatever else.
 
     Raises:
         NdtorchError: It has no tensor form, or not all of it is there.
     """
     if isinstance(value, _class("h5py", "Dataset")):
-        _check(value)
+        if not isinstance(recognise(value), Refused) and value.dtype.hasobject:
+            raise _of_varying_length(value)
+        _check(value, wishes)
         return _dataset(value)
     if isinstance(value, _class("zarr", "Array")):
-        _check(value)
+        _check(value, wishes)
         sizes = value.shards or value.chunks
         facts = (_named("zarr array", value), tuple(value.shape), np.dtype(value.dtype), *_by_rows(value, sizes))
         return Piece(*facts, is_live=not value.read_only)
     if isinstance(value, _class("dask.array", "Array")):
-        return _dask(value)
+        return _dask(value, wishes)
     return None
 
 
-def _check(value: Any) -> None:
-    planned = explain(value, to="torch")
+def _of_varying_length(dataset: Any) -> UnsupportedTypeError:
+    what, hint = "values", "list(dataset[()]) is a list of arrays"
+    if dataset.dtype.names is not None:
+        what, hint = (
+            "fields with values",
+            "{name: list(dataset[name]) for name in dataset.dtype.names} has them by name",
+        )
+    fact = f"{_named('dataset', dataset)} holds {what} of varying length, which NumPy has no dtype for"
+    return UnsupportedTypeError("Loader", fact, hint=hint, dtype="object")
+
+
+def _check(value: Any, wishes: Wishes) -> None:
+    planned = explain(value, to="torch", **wishes.casts())
     if planned.error is not None:
-        raise planned.error.renamed("Loader")
+        raise refusal(planned.error)
     if not value.shape:
         fact = f"{_named(type(value).__name__.lower(), value)} has no rows"
         raise UnsupportedTypeError("Loader", fact, expected="an array of at least one dimension", got="()")
@@ -89,12 +105,12 @@ def _dataset(dataset: Any) -> Piece:
     return Piece(where, shape, dataset.dtype.base, per, decode, is_live=is_live)
 
 
-def _dask(array: Any) -> Piece:
-    planned = explain(array, to="torch")
+def _dask(array: Any, wishes: Wishes) -> Piece:
+    planned = explain(array, to="torch", **wishes.casts())
     if planned.error is not None:
         is_masked = planned.source.form == "masked"
         hint = "dask.array.ma.filled(array, value) fills what is missing" if is_masked else None
-        raise planned.error.renamed("Loader", hint=hint)
+        raise refusal(planned.error).renamed("Loader", hint=hint)
     where = f"dask array {str(array.name)!r}"
     if not array.shape:
         raise UnsupportedTypeError(

@@ -95,15 +95,24 @@ class PictureListColumn(Column):
         _check_alike(readers, wish)
         self._is_equal = len(set(readers.shapes)) == 1
 
+    def begin(self) -> None:
+        """Look where the pixels are."""
+        self._readers.begin()
+
     def take(self, rows: Rows, allocate: Allocate) -> tuple[Any, _native.GatherJob | None]:
         """Read the pictures, each straight to its planes."""
-        pictures = [as_batch(self._readers.read(row), SUBJECT) for row in rows.tolist()]
-        if not self._is_equal:
-            return [self._filled([picture], allocate)[0] for picture in pictures], None
-        return self._filled(pictures, allocate), None
+        numbers = rows.tolist()
+        pictures = [as_batch(self._readers.read(row), SUBJECT) for row in numbers]
+        if self._is_equal:
+            leaf = self._filled(pictures, self._readers.shapes[0], allocate)
+        else:
+            shapes = [self._readers.shapes[row] for row in numbers]
+            leaf = [self._filled([each], shape, allocate)[0] for each, shape in zip(pictures, shapes, strict=True)]
+        self._readers.check(numbers)
+        return leaf, None
 
-    def _filled(self, pictures: Sequence[AnyArray], allocate: Allocate) -> Any:
-        _, height, width, channels = pictures[0].shape
+    def _filled(self, pictures: Sequence[AnyArray], size: tuple[int, ...], allocate: Allocate) -> Any:
+        height, width, channels = (*size, 1)[:3]
         shape = (height, width, channels) if self._is_interleaved else (channels, height, width)
         tensor, target = allocate((len(pictures), *shape), self._recipe.row)
         for i, picture in enumerate(pictures if target.size else ()):

@@ -46,25 +46,35 @@ class ListColumn(Column):
         self._row = row
         self._padding = checked_padding(pad_value, row)
         _check_shapes(readers.shapes, is_padded=self._padding is not None)
+        self._shape = readers.shapes[0]  # which a batch without rows has as well
         self._is_equal = len(set(readers.shapes)) == 1
         self._is_cast = set(readers.dtypes) != {row.numpy}
         self._is_jagged = len({shape[1:] for shape in readers.shapes}) == 1  # differs in length alone
 
+    def begin(self) -> None:
+        """Look where the arrays are."""
+        self._readers.begin()
+
     def take(self, rows: Rows, allocate: Allocate) -> tuple[Any, _native.GatherJob | None]:
         """Put the arrays together."""
-        arrays = tuple([self._readers.read(row) for row in rows.tolist()])
+        numbers = rows.tolist()
+        leaf = self._put_together(tuple([self._readers.read(row) for row in numbers]), allocate)
+        self._readers.check(numbers)
+        return leaf, None
+
+    def _put_together(self, arrays: tuple[AnyArray, ...], allocate: Allocate) -> Any:
         if self._padding is not None:
-            return padded(arrays, self._row, self._padding, allocate), None
+            return padded(arrays, self._shape[1:], self._row, self._padding, allocate)
         if self._is_equal:
-            return _stacked(arrays, arrays[0].shape, self._row, allocate, None), None
-        if self._is_jagged:
-            return self._joined(arrays, allocate), None
-        return [_stacked((array,), array.shape, self._row, allocate, None)[0] for array in arrays], None
+            return _stacked(arrays, self._shape, self._row, allocate, None)
+        if self._is_jagged and arrays:
+            return self._joined(arrays, allocate)
+        return [_stacked((array,), array.shape, self._row, allocate, None)[0] for array in arrays]
 
     def _joined(self, arrays: Sequence[AnyArray], allocate: Allocate) -> list[torch.Tensor]:
         """A tensor for each, over one piece of memory."""
         lengths = [len(array) for array in arrays]
-        tensor, target = allocate((sum(lengths), *arrays[0].shape[1:]), self._row)
+        tensor, target = allocate((sum(lengths), *self._shape[1:]), self._row)
         if self._is_cast:
             ends = np.cumsum(lengths).tolist()
             for array, length, end in zip(arrays, lengths, ends, strict=True):
@@ -101,7 +111,7 @@ class RaggedColumn(Column):
         if self._padding is not None:
             ends = (starts + lengths).tolist()
             slices = tuple([self._content[a:b] for a, b in zip(starts.tolist(), ends, strict=True)])
-            return padded(slices, self._row, self._padding, allocate), None
+            return padded(slices, self._content.shape[1:], self._row, self._padding, allocate), None
         elements = np.arange(lengths.sum(), dtype=np.int64)
         elements += np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
         tensor, target = allocate((len(elements), *self._content.shape[1:]), self._row)
@@ -110,11 +120,11 @@ class RaggedColumn(Column):
 
 
 def padded(
-    arrays: tuple[AnyArray, ...], row: DType, padding: AnyArray, allocate: Allocate
+    arrays: tuple[AnyArray, ...], item: tuple[int, ...], row: DType, padding: AnyArray, allocate: Allocate
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One tensor of all, filled up to the longest, and their lengths, as `stack` has it."""
+    """One tensor of all, filled up to the longest, and their lengths, as `stack` has it; items are of one shape."""
     lengths = [len(array) for array in arrays]
-    shape = (max(lengths), *arrays[0].shape[1:])
+    shape = (max(lengths, default=0), *item)
     return _stacked(arrays, shape, row, allocate, padding), torch.tensor(lengths, dtype=torch.int64, device="cpu")
 
 

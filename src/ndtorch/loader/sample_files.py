@@ -137,7 +137,8 @@ class RaggedFiles(Column):
 
     def __init__(self, samples: Samples, form: Form, pad_value: Any) -> None:
         first = opened_at(samples, 0)
-        form(np.zeros((1, *first.shape), first.dtype))  # says what cannot be, before a loop begins
+        column = form(np.zeros((1, *first.shape), first.dtype))  # says what cannot be, before a loop begins
+        self._none, _ = column.take(np.empty(0, np.int64), _bridge.fresh)
         self.length = samples.number
         self.nbytes = first.nbytes
         self._samples = samples
@@ -147,7 +148,12 @@ class RaggedFiles(Column):
     def take(self, rows: Rows, allocate: Allocate) -> tuple[Any, None]:
         """Read some samples."""
         leaves = [self._sample(row) for row in rows.tolist()]
-        return leaves if self._pad_value is None else stack(leaves, pad_value=self._pad_value), None
+        if self._pad_value is None:
+            return leaves, None
+        if not leaves:
+            lengths = torch.empty(0, dtype=torch.int64, device="cpu")
+            return (self._none.new_empty((0, 0, *self._none.shape[2:])), lengths), None
+        return stack(leaves, pad_value=self._pad_value), None
 
     def _sample(self, row: int) -> torch.Tensor:
         with at_row(name_of(self._samples, row), row):

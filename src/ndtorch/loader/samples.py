@@ -24,11 +24,12 @@ from .._structures import is_structure, not_convertible, take_apart
 from ..foreign import Memory, Unread, recognise
 from .arrays import array_sources, hint_at_objects, refusal, tensor_sources
 from .columns import Allocate, AnyArray, Column
+from .movable import MovableArray
 from .orders import Rows
 from .parts import SUBJECT, Sources, combined, single
 from .pictures import PictureListColumn, hint_at, looks_like_pictures
 from .ragged import ListColumn, RaggedColumn
-from .reading import Readers
+from .reading import Element, Readers
 from .wishes import Wishes
 
 
@@ -200,13 +201,12 @@ def _numbers(samples: list[Any], wishes: Wishes, *, in_sample: bool) -> torch.Te
 
 def _tensor_of(numbers: list[Any], wishes: Wishes) -> torch.Tensor:
     """Read numbers as `to_torch` does, so that a cast starts from their exact values."""
-    row = wishes.float_row
-    result: torch.Tensor = to_torch(numbers) if row is None else to_torch(numbers, float_dtype=row.torch)
+    result: torch.Tensor = to_torch(numbers, **wishes.casts())
     return result
 
 
 def _lists_sources(samples: list[list[Any]], wishes: Wishes, path: str) -> Sources:
-    """Lists of numbers: one array where they are equally long, else one after the other."""
+    """Lists of numbers: one array where they are equally long, else, or all empty, one after the other: ragged rows."""
     pad_value = wishes.padding_at(path)
     try:
         if pad_value is None and is_list_of_numbers(samples):
@@ -255,16 +255,22 @@ def _arrays_sources(samples: list[Any], wishes: Wishes, path: str) -> Sources:
     return single(ListColumn(Readers(arrays, path), wishes.row_of(promoted(kinds)), pad_value), path)
 
 
-def _arrays_of(samples: list[Any]) -> list[AnyArray | Unread]:
+def _arrays_of(samples: list[Any]) -> list[Element]:
     """Each as an array of a dtype that torch has, in its own memory where it has any, or unread."""
     taken = [recognise(sample) for sample in samples]
     if not any(isinstance(each, Unread) for each in taken):
-        return [array.view() for array in _in_memory(tuple(samples))]
-    arrays: list[AnyArray | Unread] = []
+        return list(map(_watched, samples, _in_memory(tuple(samples))))
+    arrays: list[Element] = []
     for i, (sample, each) in enumerate(zip(samples, taken, strict=True)):
         is_late = isinstance(each, Unread) and from_numpy_dtype(each.dtype) is not None
-        arrays.append(each if is_late else _in_memory((_element(i, sample),))[0])
+        arrays.append(each if is_late else _watched(sample, *_in_memory((_element(i, sample),))))
     return arrays
+
+
+def _watched(sample: Any, array: AnyArray) -> Element:
+    """The array over a sample, together with that where it is a tensor that may move."""
+    is_movable = isinstance(sample, torch.Tensor) and sample.device.type == "cpu" and _bridge.is_movable(sample)
+    return MovableArray(sample, array) if is_movable and array.size else array.view()
 
 
 def _in_memory(samples: tuple[Any, ...]) -> tuple[AnyArray, ...]:

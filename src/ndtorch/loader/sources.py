@@ -116,7 +116,7 @@ def _leaf_sources(leaf: Any, wishes: Wishes, path: str) -> Sources:
         is_nested = leaf.is_nested
         return list_sources(leaf.unbind(), wishes, path) if is_nested else tensor_sources(leaf, wishes, path)
     # A text inside a structure is more often a label than a path, which can be a pathlib.Path there.
-    found = None if path and isinstance(leaf, str) else opened(leaf)
+    found = None if path and isinstance(leaf, str) else opened(leaf, wishes)
     if found is not None:
         return _found_sources(found, wishes, path)
     if isinstance(leaf, range):

@@ -11,6 +11,7 @@ from .checks import SUBJECT, index_of, seed_of, shown, whole_number
 from .orders import Memory, Order, Ordering
 
 VERSION = 1
+_LAST = (1 << 63) - 2  # epoch: the state behind it has one that fits into 64 bits, and that no loop begins
 
 
 class Progress:
@@ -41,6 +42,7 @@ class Progress:
             epoch, position, memory = self.epoch, self._position, self._memory
             if self._loop is not None:  # whether that loop was left or goes on beside this one
                 epoch, position, memory = epoch + 1, 0, None
+            whole_number("epoch", epoch, least=0, most=_LAST)
             order = self._ordering.of_epoch(self.seed, epoch, memory)
             _check_position(position, order.length if order.bounds is None else len(order.bounds) - 1)
             self._go_to(epoch, position, order.memory)
@@ -61,6 +63,7 @@ class Progress:
 
     def set_epoch(self, epoch: int) -> None:
         """Make an epoch the next one; where that is due already, and partly done elsewhere, the rest of it."""
+        epoch = whole_number("epoch", epoch, least=0, most=_LAST)
         if self._loop is not None or epoch != self.epoch:
             self._go_to(epoch)
 

@@ -68,6 +68,10 @@ class Wishes:
             return own
         return at_matching_width(own.kind, self.float_row)
 
+    def casts(self) -> dict[str, Any]:
+        """The options that `to_torch` has as well."""
+        return {} if self.float_row is None else {"float_dtype": self.float_row.torch}
+
     @property
     def has_image(self) -> bool:
         """Whether any leaf is to become planes."""
