@@ -251,6 +251,26 @@ def test_a_tensor_of_a_list_that_torch_moves_while_it_is_gathered_is_an_error() 
     assert raised.value.index == (1,)
 
 
+@pytest.mark.parametrize("picked", [False, True])
+def test_a_tensor_that_torch_moves_while_the_last_batch_is_gathered_is_an_error(picked: bool) -> None:
+    tensor = torch.zeros(4, 9)
+    data = torch.utils.data.Subset(torch.utils.data.TensorDataset(tensor), [0, 1]) if picked else (tensor,)
+    loader = nd.Loader(data, 4, threads=0)
+    (column,) = loader._sources.columns
+    loop = iter(loader)
+    check, calls = column.check, []
+
+    def move_and_check() -> None:
+        if calls:  # before the second, which comes after the gather
+            tensor.share_memory_()
+        calls.append(1)
+        check()
+
+    column.check = move_and_check
+    with pytest.raises(nd.NdtorchError, match="torch has moved"):
+        next(loop)
+
+
 def test_a_tensor_of_a_list_that_has_become_another_one_is_named() -> None:
     tensors = [torch.zeros(9) for _ in range(6)]
     loader = nd.Loader(tensors, 2, threads=0)

@@ -40,7 +40,7 @@ class Batches:
         self._columns = list(enumerate(sources.columns))
         for column in sources.columns:
             column.begin()
-        self._moves = [column.moves for column in sources.columns]
+        self._moves = [(column, column.moves) for column in sources.columns]
         self._table = _native.Table()
         self._blocks = placement.blocks if isinstance(placement, InMemory) else None
         # Rows of the columns of the table are taken by the kernels, which need no Python for it.
@@ -66,11 +66,18 @@ class Batches:
 
         What has to be read from a disk is announced before, and that of the steps that follow as well.
         """
-        for (_, column), moves in zip(self._columns, self._moves, strict=True):
+        for column, moves in self._moves:
             column.check()
             if column.moves != moves:  # the table has the rows where they were
                 fact = "torch has moved a tensor to other memory while a loop was running, and another one has begun"
                 raise NdtorchError("Loader", fact, hint="tensor.share_memory_() before the loop begins")
+        batches = self._made(first, last)
+        for column, _ in self._moves:
+            if not column.is_slow:  # of memory that has moved since, anything may have been gathered
+                column.check()
+        return batches
+
+    def _made(self, first: int, last: int) -> list[list[Any]]:
         later = self._later(first, last) if self._reach else range(0)
         gathered = self._gathered(first, last, later) if self._joined else None
         if gathered is not None and not self._others:
